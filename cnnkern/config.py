@@ -1,0 +1,227 @@
+"""Settings: environment, ``set_num_threads`` and ``using``. The package's only reader of environment variables.
+
+Environment variables are read once, when the package is imported. ``using`` holds for the thread that enters it.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import ArgumentError
+
+BACKENDS = ("cpp", "reference")  # the order in which host arrays are offered to them
+PRECISIONS = ("strict", "f32", "fast", "bf16")  # tightest first
+ISAS = ("scalar", "avx2", "avx512", "amx", "neon")
+MAX_THREADS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What was asked for, by environment or ``using``. None: free choice."""
+
+    backend: str | None = None
+    kernel: str | None = None
+    isa: str | None = None
+    num_threads: int | None = None
+    precision: str = "f32"
+
+
+def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+    return value
+
+
+def _thread_count(name: str, value: Any) -> int:
+    try:
+        count = int(value)
+    except (TypeError, ValueError):
+        raise ArgumentError(f"{name} must be an int from 1 to {MAX_THREADS}, got {value!r}.") from None
+    if isinstance(value, (bool, float)) or not 1 <= count <= MAX_THREADS:
+        raise ArgumentError(f"{name} must be an int from 1 to {MAX_THREADS}, got {value!r}.")
+    return count
+
+
+def _checked(changes: dict[str, Any], where: Callable[[str], str]) -> dict[str, Any]:
+    """Validate settings by name; ``where`` turns a field into the name the user wrote."""
+    checked: dict[str, Any] = {}
+    for field, value in changes.items():
+        if value is None:
+            continue
+        if field == "backend":
+            value = _choice(where(field), value, BACKENDS)
+        elif field == "isa":
+            value = _choice(where(field), value, ISAS)
+        elif field == "precision":
+            value = _choice(where(field), value, PRECISIONS)
+        elif field == "num_threads":
+            value = _thread_count(where(field), value)
+        elif not isinstance(value, str) or not value:
+            raise ArgumentError(f"{where(field)} must name a row such as 'cpp.direct.avx2', got {value!r}.")
+        checked[field] = value
+    return checked
+
+
+_ENVIRONMENT = {
+    "backend": "CNNKERN_BACKEND",
+    "isa": "CNNKERN_ISA",
+    "num_threads": "CNNKERN_NUM_THREADS",
+    "precision": "CNNKERN_PRECISION",
+}
+
+strict_backend = os.environ.get("CNNKERN_STRICT", "0") == "1"  # falling to a slower backend is then an error
+spin_us = int(os.environ.get("CNNKERN_SPIN_US", "20"))  # how long an idle worker spins before it sleeps
+
+_base = Settings(
+    **_checked({field: os.environ.get(name) or None for field, name in _ENVIRONMENT.items()}, _ENVIRONMENT.__getitem__)
+)
+_omp_threads = os.environ.get("OMP_NUM_THREADS", "")
+_set_threads: int | None = None  # by set_num_threads
+
+
+class _ThreadState(threading.local):
+    stack: tuple[Settings, ...] = ()
+
+
+_state = _ThreadState()
+_listeners: list[Callable[[int, int], None]] = []
+_ids: dict[Settings, int] = {}
+_ids_lock = threading.Lock()
+
+
+def current() -> Settings:
+    """The settings of this thread."""
+    return _state.stack[-1] if _state.stack else _base
+
+
+def settings_id(settings: Settings) -> int:
+    """A small number that stands for equal settings; the native plan cache has it in its key."""
+    with _ids_lock:
+        return _ids.setdefault(settings, len(_ids))
+
+
+def subscribe(listener: Callable[[int, int], None]) -> None:
+    """Tell ``listener(settings id, threads)`` of this thread's settings, now and at each change in this thread."""
+    _listeners.append(listener)
+    sync()
+
+
+def sync() -> None:
+    """Push this thread's settings to the listeners."""
+    settings = current()
+    for listener in _listeners:
+        listener(settings_id(replace(settings, num_threads=None)), get_num_threads())
+
+
+class using:
+    """Settings for a block, in this thread: ``with using(backend="cpp", isa="avx2", num_threads=2): ...``.
+
+    Args:
+        backend: one of ``"cpp"``, ``"reference"``: only rows of this backend may run.
+        kernel: ``"cpp.direct.avx512"``: exactly this row (parts left out at the end are free). An op that has no row
+            of that algorithm keeps the row's backend and ISA.
+        isa: the highest instruction set that may run: ``"scalar"``, ``"avx2"``, ``"avx512"``, ``"amx"``, ``"neon"``.
+        num_threads: threads per call, from 1.
+        precision: ``"strict"``, ``"f32"``, ``"fast"``, ``"bf16"``; an op's own argument wins.
+
+    Raises:
+        ArgumentError: a value that is not one of these. A choice that cannot serve an op is refused by that op.
+    """
+
+    def __init__(
+        self,
+        *,
+        backend: str | None = None,
+        kernel: str | None = None,
+        isa: str | None = None,
+        num_threads: int | None = None,
+        precision: str | None = None,
+    ) -> None:
+        changes = dict(backend=backend, kernel=kernel, isa=isa, num_threads=num_threads, precision=precision)
+        self._changes = _checked(changes, lambda field: f"using: {field}")
+
+    def __enter__(self) -> Settings:
+        settings = replace(current(), **self._changes)
+        _state.stack = (*_state.stack, settings)
+        sync()
+        return settings
+
+    def __exit__(self, *exception: object) -> None:
+        _state.stack = _state.stack[:-1]
+        sync()
+
+
+def set_num_threads(n: int) -> None:
+    """Set the number of threads per call for all threads of the process; ``using(num_threads=)`` wins over it.
+
+    Args:
+        n: from 1 to 1024. More than the machine has cores is allowed and slower.
+
+    Raises:
+        ArgumentError: n is not such an int.
+    """
+    global _set_threads
+    _set_threads = _thread_count("set_num_threads: n", n)
+    sync()
+
+
+def get_num_threads() -> int:
+    """Threads that a call from this thread uses: ``using``, ``set_num_threads``, ``CNNKERN_NUM_THREADS``,
+    ``OMP_NUM_THREADS``, 1 in a child of ``multiprocessing``, else what the affinity mask and the cgroup allow."""
+    settings = current()
+    if _state.stack and settings.num_threads is not None and settings.num_threads != _base.num_threads:
+        return settings.num_threads
+    if _set_threads is not None:
+        return _set_threads
+    if settings.num_threads is not None:
+        return settings.num_threads
+    if _omp_threads.isdigit() and int(_omp_threads) > 0:
+        return min(int(_omp_threads), MAX_THREADS)
+    if multiprocessing.parent_process() is not None:
+        return 1
+    return available_cpus()
+
+
+def available_cpus() -> int:
+    """CPUs this process may use: the smaller of the affinity mask and the cgroup quota, rounded up."""
+    try:
+        cpus = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cpus = os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(cpus, MAX_THREADS, math.ceil(quota) if quota else cpus))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _cgroup_quota() -> float | None:
+    """CPUs that cgroup limits of this process and its parents leave, or None. Version 2 first, then version 1."""
+    quotas = []
+    root = Path("/sys/fs/cgroup")
+    for line in _read(Path("/proc/self/cgroup")).splitlines():
+        _, controllers, path = line.split(":", 2)
+        group = root / path.lstrip("/") if not controllers else root / "cpu" / path.lstrip("/")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            if controllers:
+                limit, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+            else:
+                limit, _, period = _read(folder / "cpu.max").partition(" ")
+            if limit.strip().isdigit() and period.strip().isdigit() and int(period) > 0:
+                quotas.append(int(limit) / int(period))
+    return min(quotas, default=None)
