@@ -109,7 +109,7 @@ def execute(call: Call, arrays: tuple[np.ndarray | None, ...], key: tuple | None
 
         program = cpp.program(call, kernels, arrays)
         if key is not None:
-            cpp.remember(program, *key)
+            cpp.remember(program, arrays, key)
         return program.run(arrays)
     return _run(call, kernels, arrays)
 
@@ -125,7 +125,7 @@ def _run(call: Call, kernels: tuple[Kernel, ...], arrays: tuple[np.ndarray | Non
         from .backends import cpp
 
         cpp.forget_rows()
-    _state.rows = tuple(k.full_name(s.request.geometry.rank, s.request.dtype) for s, k in zip(call.steps, kernels))
+    _state.rows = tuple(f"{s.request.op}.{k.name}.{s.request.dtype}" for s, k in zip(call.steps, kernels))
     if isinstance(call.returns, tuple):
         return _pick(slots, call.returns)
     return slots[call.returns]
@@ -136,7 +136,7 @@ def _pick(slots: list[np.ndarray | None], numbers: tuple[int | None, ...]) -> tu
 
 
 def last_rows() -> tuple[str, ...]:
-    """Rows that this thread's last call ran, as ``op.backend.algorithm.isa.dtype``; native rows report themselves."""
+    """Rows that this thread's last call ran: ``conv.cpp.direct.avx2.f32``. Native rows report themselves."""
     if load("cpp").reason is None:
         from .backends import cpp
 

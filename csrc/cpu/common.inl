@@ -1,0 +1,70 @@
+// Small helpers of all kernels: integer arithmetic, parallel loops over a lambda, the peak loop.
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+template <class T>
+static inline T min_of(T a, T b) {
+  return b < a ? b : a;
+}
+template <class T>
+static inline T max_of(T a, T b) {
+  return a < b ? b : a;
+}
+
+// Does params have the size this file was compiled with? Every run() asks first.
+template <class P>
+static inline bool valid(const void* params) {
+  return static_cast<const P*>(params)->size == int64_t(sizeof(P));
+}
+
+// Calls body(chunk, lane) for each chunk on the pool; see parallel.h.
+template <class Body>
+static ck_status parallel(const ck_exec* exec, int64_t chunks, const Body& body) {
+  struct Call {
+    static void chunk(void* arg, int chunk, int lane) { (*static_cast<const Body*>(arg))(chunk, lane); }
+  };
+  const int cancelled =
+      ck_parallel(exec->threads, int(chunks), &Call::chunk, const_cast<Body*>(&body), exec->poll, exec->poll_arg);
+  return cancelled ? CK_CANCELLED : CK_OK;
+}
+
+// Work below this many operations is not worth a second thread: about 20 us (CK_SERIAL_OPS / (2 * 16 * 2 per ns)).
+constexpr int64_t kSerialOps = 1 << 20;
+
+// Contiguous pieces of [0, items): piece `index` of `pieces`, sizes differing by at most one.
+struct Range {
+  int64_t begin, end;
+};
+static inline Range piece(int64_t items, int64_t pieces, int64_t index) {
+  return {items * index / pieces, items * (index + 1) / pieces};
+}
+
+// Chunks for `items` equal pieces of work of `ops` operations each: enough for balance (8 a thread), few enough that
+// a chunk is worth claiming. Only the number of pieces per chunk depends on threads, never what a piece computes.
+static inline int64_t chunks_for(int64_t items, double ops_per_item, int threads) {
+  if (threads <= 1 || items * ops_per_item < kSerialOps) return items > 0 ? 1 : 0;
+  const int64_t most = int64_t(threads) * 8;
+  const int64_t worth = int64_t(items * ops_per_item / (kSerialOps / 4)) + 1;
+  return min_of(items, min_of(most, worth));
+}
+
+// Independent chains of multiply-adds in registers: what the FMA units can do at best.
+template <class T>
+static double peak_of(int64_t iterations) {
+  constexpr int chains = kVectorBytes == 64 ? 24 : 12;  // 4-5 cycles latency times 2 units, and registers to spare
+  Vec<T> acc[chains];
+  for (int i = 0; i < chains; i++) acc[i] = splat(T(1) + T(i));
+  Vec<T> a = splat(T(0.999)), b = splat(T(0.001));
+  for (int64_t n = 0; n < iterations; n++) {
+#pragma GCC unroll 32
+    for (int i = 0; i < chains; i++) acc[i] = acc[i] * a + b;
+  }
+  Vec<T> sum{};
+  for (int i = 0; i < chains; i++) sum += acc[i];
+  volatile T sink = sum[0];
+  (void)sink;
+  return 2.0 * chains * kLanes<T> * double(iterations);
+}
+static double peak(int dtype, int64_t iterations) {
+  return dtype == 0 ? peak_of<float>(iterations) : peak_of<double>(iterations);
+}

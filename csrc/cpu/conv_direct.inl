@@ -1,0 +1,393 @@
+// Convolution and input gradient, direct: an implicit matrix product without the matrix.
+//
+// A task is a strip of outputs (some rows, or some images) times a range of output channels. It copies the input it reads
+// into the second-level cache, zero padding included, so that the inner loop has no branch; then for each block of
+// 2 * lanes output channels and each chunk of about 288 products the register tile (conv_tile.inl) sweeps the strip, the
+// chunk's weights staying in the first-level cache. Partial sums of a strip are added chunk by chunk; after the last one
+// bias, residual and activation are applied while the sums are transposed into the output's layout.
+//
+// Bound: multiply-adds (2 N K P Q C R S at the FMA peak) from about 8 flop per byte on; else the bytes of x, w and y.
+// Order of sums: chunks of channels, in a chunk taps, then channels; fixed by channels and taps alone, so the bits depend
+// on neither batch nor threads, and not on the ISA where multiply-add is fused.
+// Non-finite weights: stored zeros times them would give NaN where padding must contribute nothing, so packing looks for
+// them and such a call is computed tap by tap (safe_row).
+// After: Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures", SC18.
+
+template <class T>
+struct ConvOperands {
+  const T* in;
+  const T* bias;
+  const T* residual;
+  T* out;
+  const int64_t *in_stride, *residual_stride, *out_stride;  // batch, channel, depth, height, width
+  bool relu;
+};
+
+// Sums of `pixels` neighbouring outputs -> output array, for one block of channels. Pixels lie `out_step` elements apart.
+template <class T>
+static void write_back(const T* sums, int64_t block, int64_t pixels, int64_t channels, const T* bias, int64_t bias_stride,
+                       const T* residual, int64_t residual_pixel, int64_t residual_channel, T* out, int64_t out_pixel,
+                       int64_t out_channel, bool activate) {
+  constexpr int L = kLanes<T>;
+  const bool rows = out_pixel == 1 && (!residual || residual_pixel == 1);
+  const bool columns = out_channel == 1 && (!residual || residual_channel == 1);
+  for (int64_t k = 0; k < channels; k += L) {
+    const int count = int(min_of<int64_t>(L, channels - k));
+    Vec<T> b{};
+    if (bias) {
+      T lane[L] = {};
+      for (int j = 0; j < count; j++) lane[j] = bias[(k + j) * bias_stride];
+      b = load(lane);
+    }
+    if (rows) {
+      for (int64_t i = 0; i < pixels; i += L) {
+        const int length = int(min_of<int64_t>(L, pixels - i));
+        Vec<T> v[L];
+#pragma GCC unroll 16
+        for (int j = 0; j < L; j++) v[j] = j < length ? load(sums + (i + j) * block + k) + b : Vec<T>{};
+        transpose<T>(v);
+        for (int j = 0; j < count; j++) {
+          Vec<T> y = v[j];
+          if (residual) y += load_n(residual + (k + j) * residual_channel + i, length);
+          if (activate) y = relu<T>(y);
+          if (length == L) store(out + (k + j) * out_channel + i, y);
+          else store_n(out + (k + j) * out_channel + i, y, length);
+        }
+      }
+    } else if (columns) {
+      for (int64_t i = 0; i < pixels; i++) {
+        Vec<T> y = load(sums + i * block + k) + b;
+        if (residual) y += load_n(residual + i * residual_pixel + k, count);
+        if (activate) y = relu<T>(y);
+        store_n(out + i * out_pixel + k, y, count);
+      }
+    } else {
+      for (int64_t i = 0; i < pixels; i++) {
+        T lane[L];
+        store(lane, load(sums + i * block + k) + b);
+        for (int j = 0; j < count; j++) {
+          T y = lane[j];
+          if (residual) y += residual[i * residual_pixel + (k + j) * residual_channel];
+          out[i * out_pixel + (k + j) * out_channel] = activate ? relu<T>(y) : y;
+        }
+      }
+    }
+  }
+}
+
+// The walk over one convolution (or input gradient): see conv_plan.inl for the terms.
+template <class T>
+class ConvWalk {
+ public:
+  ConvWalk(const ConvPlan<T>& plan, const ConvOperands<T>& operands, const PackedWeights<T>& weights, bool safe,
+           char* lanes, int64_t bias_stride)
+      : plan_(plan), op_(operands), weights_(weights), safe_(safe), lanes_(lanes), bias_stride_(bias_stride) {}
+
+  static size_t lane_bytes(const ConvPlan<T>& plan) {
+    const int64_t taps = ceil_div(plan.axis[0].kernel, plan.axis[0].modulus) *
+                         ceil_div(plan.axis[1].kernel, plan.axis[1].modulus) *
+                         ceil_div(plan.axis[2].kernel, plan.axis[2].modulus);
+    const int64_t bytes = sizeof(Lane) + (plan.strip_elements + plan.sums_elements) * int64_t(sizeof(T)) + taps * 8;
+    return size_t(round_up(bytes, 4096) + 64);  // 64: lanes do not start at the same offset of a page
+  }
+
+  ck_status run(const ck_exec* exec) {
+    const int64_t tasks = plan_.units * plan_.k_parts;
+    if (tasks == 0) return CK_OK;
+    for (int lane = 0; lane < exec->threads; lane++) lane_at(lane)->unit = -1;
+    const int64_t chunks = exec->threads == 1 && !exec->poll ? 1 : min_of<int64_t>(tasks, 1 << 20);
+    return parallel(exec, chunks, [&](int chunk, int lane) {
+      const Range range = piece(tasks, chunks, chunk);
+      for (int64_t task = range.begin; task < range.end; task++)
+        unit(task / plan_.k_parts, piece(plan_.k_blocks, plan_.k_parts, task % plan_.k_parts), lane_at(lane));
+    });
+  }
+
+ private:
+  // A lane's part of the workspace: this struct, the strip, the sums, the tap offsets.
+  struct alignas(64) Lane {
+    int64_t unit;  // whose strip is packed; -1: none
+    StripShape shape;
+  };
+  Lane* lane_at(int lane) const { return reinterpret_cast<Lane*>(lanes_ + size_t(lane) * lane_bytes(plan_)); }
+  T* strip_of(Lane* lane) const { return reinterpret_cast<T*>(lane + 1); }
+  T* sums_of(Lane* lane) const { return strip_of(lane) + plan_.strip_elements; }
+  int64_t* taps_of(Lane* lane) const { return reinterpret_cast<int64_t*>(sums_of(lane) + plan_.sums_elements); }
+
+  // Where a unit lies. Columns run over q of all column phases alike: outputs first_col * step_out and on.
+  struct Place {
+    int64_t first_image, images, group, depth, row_phase, first_row, rows, first_col, cols;
+  };
+  Place place_of(int64_t unit) const {
+    Place p;
+    const ConvAxis &h = plan_.axis[1], &w = plan_.axis[2];
+    const int64_t part_w = unit % plan_.strips_w;
+    unit /= plan_.strips_w;
+    const int64_t part_h = unit % plan_.strips_h;
+    unit /= plan_.strips_h;
+    p.row_phase = unit % plan_.row_phases;
+    unit /= plan_.row_phases;
+    p.depth = unit % plan_.axis[0].out;
+    unit /= plan_.axis[0].out;
+    p.group = unit % plan_.groups;
+    unit /= plan_.groups;
+    p.first_image = unit * plan_.images;
+    p.images = min_of(plan_.images, plan_.batch - p.first_image);
+    p.first_row = part_h * plan_.rows;
+    p.rows = max_of<int64_t>(0, min_of(plan_.rows, h.count(p.row_phase) - p.first_row));
+    p.first_col = part_w * plan_.cols;
+    p.cols = max_of<int64_t>(0, min_of(plan_.cols, w.count(0) - p.first_col));
+    return p;
+  }
+
+  void unit(int64_t unit, Range blocks, Lane* lane) {
+    const Place p = place_of(unit);
+    if (p.rows == 0 || p.cols == 0 || p.images == 0) return;
+    const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1];
+    const int64_t rho_d = d.class_of(p.depth % d.step_out), rho_h = h.class_of(p.row_phase);
+    const bool taps = rho_d >= 0 && rho_h >= 0 && plan_.in_channels > 0;
+    if (taps && !safe_ && lane->unit != unit) {
+      pack(p, d.taps(rho_d), h.taps(rho_h), lane);
+      lane->unit = unit;
+    }
+    for (int64_t block = blocks.begin; block < blocks.end; block++) {
+      sum_block(p, rho_d, rho_h, taps, block, lane);
+      finish_block(p, block, lane);
+    }
+  }
+
+  void pack(const Place& p, const AxisTaps& td, const AxisTaps& th, Lane* lane) const {
+    Window depth, height;
+    depth.init(td, plan_.axis[0].step_in);
+    height.init(th, plan_.axis[1].step_in);
+    StripShape& s = lane->shape;
+    s.images = p.images;
+    s.planes = td.count;
+    s.rows = height.extent(p.rows, plan_.axis[1].step_in);
+    s.phases = plan_.column_phases;
+    s.columns = ceil_div(plan_.columns.extent(p.cols, plan_.axis[2].step_in), s.phases);
+    s.row_pitch = s.columns * s.phases;
+    s.plane_pitch = s.rows * s.row_pitch;
+    s.image_pitch = s.planes * s.plane_pitch;
+    s.channel_pitch = plan_.channel_pitch;
+    StripSource<T> in;
+    in.data = op_.in + p.group * plan_.in_channels * op_.in_stride[1];
+    in.stride = op_.in_stride;
+    const int64_t size[CK_AXES] = {plan_.axis[0].in, plan_.axis[1].in, plan_.axis[2].in};
+    in.size = size;
+    in.first_image = p.first_image;
+    in.channels = plan_.in_channels;
+    const int64_t q = p.depth / plan_.axis[0].step_out;
+    // Planes are stored in the order of the taps.
+    in.first_plane = q * plan_.axis[0].step_in + td.offset, in.plane_step = td.advance;
+    in.first_row = p.first_row * plan_.axis[1].step_in + height.low, in.row_step = height.step;
+    in.first_column = p.first_col * plan_.axis[2].step_in + plan_.columns.low, in.column_step = plan_.columns.step;
+    pack_strip(strip_of(lane), s, in);
+  }
+
+  // Partial sums of one block of channels over the unit's outputs: [image][row][output column][block].
+  void sum_block(const Place& p, int64_t rho_d, int64_t rho_h, bool any_taps, int64_t block, Lane* lane) const {
+    const ConvAxis& w = plan_.axis[2];
+    const int64_t step_out = w.step_out, outs = out_columns(p);
+    T* sums = sums_of(lane);
+    if (!any_taps || w.classes < w.phases())  // outputs that no tap reaches
+      memset(sums, 0, size_t(p.images * p.rows * outs * plan_.block) * sizeof(T));
+    if (!any_taps) return;
+    for (int64_t rho_w = 0; rho_w < w.classes; rho_w++) {
+      const AxisTaps tw = w.taps(rho_w);
+      const int64_t cols = min_of(p.first_col + p.cols, w.count(tw.phase)) - p.first_col;
+      if (cols <= 0) continue;
+      T* first = sums + tw.phase * plan_.block;
+      if (safe_) safe_sums(p, rho_d, rho_h, rho_w, block, cols, first, outs);
+      else phase_sums(p, rho_d, rho_h, rho_w, block, cols, first, outs * plan_.block, step_out * plan_.block, lane);
+    }
+  }
+  // Output columns that this unit covers.
+  int64_t out_columns(const Place& p) const {
+    const ConvAxis& w = plan_.axis[2];
+    return min_of(w.out - p.first_col * w.step_out, p.cols * w.step_out);
+  }
+
+  void phase_sums(const Place& p, int64_t rho_d, int64_t rho_h, int64_t rho_w, int64_t block, int64_t cols, T* sums,
+                  int64_t sums_row, int64_t sums_step, Lane* lane) const {
+    const ConvAxis &h = plan_.axis[1], &w = plan_.axis[2];
+    const StripShape& s = lane->shape;
+    const AxisTaps td = plan_.axis[0].taps(rho_d), th = h.taps(rho_h), tw = w.taps(rho_w);
+    Window height;
+    height.init(th, h.step_in);
+    int64_t* tap = taps_of(lane);
+    int64_t taps = 0;
+    for (int64_t jd = 0; jd < td.count; jd++)
+      for (int64_t jh = 0; jh < th.count; jh++)
+        for (int64_t jw = 0; jw < tw.count; jw++) {
+          const int64_t y = (th.offset + jh * th.advance - height.low) / height.step;
+          const int64_t x = (tw.offset + jw * tw.advance - plan_.columns.low) / plan_.columns.step;
+          tap[taps++] = jd * s.plane_pitch + y * s.row_pitch + x % s.phases * s.columns + x / s.phases;
+        }
+    const int64_t row_step = h.step_in / height.step * s.row_pitch;
+    const int64_t chunk = chunk_channels(plan_.in_channels, taps);
+    const int vectors = weights_.vectors(block);
+    TileArgs<T> t;
+    t.tap = tap, t.taps = taps, t.channel_pitch = s.channel_pitch, t.sums_step = sums_step;
+    const T* weight = weights_.at(p.group, block, rho_d, rho_h, rho_w);
+    // Rows that follow each other without a gap are one long row.
+    int64_t images = p.images, rows = p.rows, length = cols;
+    const bool flat = row_step == cols && s.phases == 1 && sums_row == cols * sums_step &&
+                      (images == 1 || s.image_pitch == rows * row_step);
+    if (flat) length = images * rows * cols, images = rows = 1;
+    const int64_t tiles = ceil_div(length, kTilePixels);
+    const int64_t all_rows = images * rows;
+    const int pair = length <= kTilePixels / 2 ? 2 : 1;  // two short rows fill a tile
+    for (int64_t c = 0; c < plan_.in_channels; c += chunk) {
+      t.channels = min_of(chunk, plan_.in_channels - c);
+      t.weight = weight + c * taps * vectors * plan_.lanes;
+      t.add = c > 0;
+      const T* x = strip_of(lane) + c * s.channel_pitch;
+      for (int64_t row = 0; row < all_rows;) {
+        const int together = row + pair <= all_rows ? pair : 1;
+        const T* x_row = x + row / rows * s.image_pitch + row % rows * row_step;
+        const int64_t next = row + 1;
+        t.row_step = together == 2 ? x + next / rows * s.image_pitch + next % rows * row_step - x_row : 0;
+        t.sums_row = sums_row;
+        for (int64_t i = 0; i < tiles; i++) {
+          const Range r = piece(length, tiles, i);
+          t.x = x_row + r.begin;
+          t.sums = sums + row * sums_row + r.begin * sums_step;
+          tile_for<T>(together, int(r.end - r.begin), vectors)(t);
+        }
+        row += together;
+      }
+    }
+  }
+
+  // Tap by tap with range checks, from the packed weights, in the same order of sums. Only for weights that are not all
+  // finite, where a stored zero of the padding would become NaN.
+  void safe_sums(const Place& p, int64_t rho_d, int64_t rho_h, int64_t rho_w, int64_t block, int64_t cols, T* sums,
+                 int64_t outs) const {
+    const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1], &w = plan_.axis[2];
+    const AxisTaps td = d.taps(rho_d), th = h.taps(rho_h), tw = w.taps(rho_w);
+    const int64_t taps = td.count * th.count * tw.count, chunk = chunk_channels(plan_.in_channels, taps);
+    const int64_t wide = weights_.vectors(block) * plan_.lanes;
+    const T* weight = weights_.at(p.group, block, rho_d, rho_h, rho_w);
+    const T* in = op_.in + p.group * plan_.in_channels * op_.in_stride[1];
+    for (int64_t n = 0; n < p.images; n++)
+      for (int64_t y = 0; y < p.rows; y++)
+        for (int64_t x = 0; x < cols; x++)
+          for (int64_t k = 0; k < wide; k++) {
+            T total = T(0);
+            for (int64_t c = 0; c < plan_.in_channels; c += chunk) {
+              const int64_t size = min_of(chunk, plan_.in_channels - c);
+              T sum = T(0);
+              for (int64_t tap = 0; tap < taps; tap++) {
+                const int64_t jd = tap / (th.count * tw.count), jh = tap / tw.count % th.count, jw = tap % tw.count;
+                const int64_t id = p.depth / d.step_out * d.step_in + td.offset + jd * td.advance;
+                const int64_t ih = (p.first_row + y) * h.step_in + th.offset + jh * th.advance;
+                const int64_t iw = (p.first_col + x) * w.step_in + tw.offset + jw * tw.advance;
+                if (id < 0 || id >= d.in || ih < 0 || ih >= h.in || iw < 0 || iw >= w.in) continue;
+                const T* pixel = in + (p.first_image + n) * op_.in_stride[0] + id * op_.in_stride[2] +
+                                 ih * op_.in_stride[3] + iw * op_.in_stride[4];
+                const T* row = weight + (c * taps + tap * size) * wide + k;
+                for (int64_t j = 0; j < size; j++) sum += pixel[(c + j) * op_.in_stride[1]] * row[j * wide];
+              }
+              total = c == 0 ? sum : total + sum;
+            }
+            sums[((n * p.rows + y) * outs + x * w.step_out) * plan_.block + k] = total;
+          }
+  }
+
+  void finish_block(const Place& p, int64_t block, Lane* lane) const {
+    const ConvAxis &h = plan_.axis[1], &w = plan_.axis[2];
+    const int64_t outs = out_columns(p);
+    const int64_t k0 = block * plan_.block, channels = min_of(plan_.block, plan_.out_channels - k0);
+    const int64_t k = p.group * plan_.out_channels + k0;
+    const int64_t* os = op_.out_stride;
+    const int64_t* rs = op_.residual_stride;
+    // Whole rows that lie one behind the other in memory are written as one.
+    const bool whole = outs == w.out && h.step_out == 1 && os[3] == outs * os[4] &&
+                       (!op_.residual || rs[3] == outs * rs[4]);
+    const int64_t rows = whole ? 1 : p.rows, pixels = whole ? p.rows * outs : outs;
+    for (int64_t n = 0; n < p.images; n++)
+      for (int64_t y = 0; y < rows; y++) {
+        const int64_t image = p.first_image + n, row = p.row_phase + (p.first_row + y) * h.step_out;
+        const int64_t column = p.first_col * w.step_out;
+        const T* residual = op_.residual ? op_.residual + image * rs[0] + k * rs[1] + p.depth * rs[2] + row * rs[3] +
+                                               column * rs[4]
+                                         : nullptr;
+        write_back(sums_of(lane) + (n * p.rows + y) * outs * plan_.block, plan_.block, pixels, channels,
+                   op_.bias ? op_.bias + k * bias_stride_ : nullptr, bias_stride_, residual, rs[4], rs[1],
+                   op_.out + image * os[0] + k * os[1] + p.depth * os[2] + row * os[3] + column * os[4], os[4], os[1],
+                   op_.relu);
+      }
+  }
+
+  const ConvPlan<T>& plan_;
+  const ConvOperands<T>& op_;
+  const PackedWeights<T>& weights_;
+  const bool safe_;
+  char* const lanes_;
+  const int64_t bias_stride_;
+};
+
+// The two rows of the table. BACKWARD exchanges the roles of input and output channels.
+template <class T, bool BACKWARD>
+struct ConvDirect {
+  static ConvPlan<T> plan_for(const void* params, int threads) {
+    ConvPlan<T> plan;
+    plan.init(*static_cast<const ck_conv*>(params), BACKWARD, threads);
+    return plan;
+  }
+  static WeightSource<T> weight_source(const ck_tensor& weight) {
+    WeightSource<T> s;
+    s.data = static_cast<const T*>(weight.data);
+    s.k = weight.stride[BACKWARD ? 1 : 0];
+    s.c = weight.stride[BACKWARD ? 0 : 1];
+    for (int a = 0; a < CK_AXES; a++) s.axis[a] = weight.stride[2 + a];
+    return s;
+  }
+  static int64_t group_stride(const ck_conv& p, const ck_tensor& weight) {
+    return p.out_channels / p.groups * weight.stride[0];
+  }
+
+  static const char* why_not(const void*) { return nullptr; }
+  static size_t packed_size(const void* params) { return PackedWeights<T>::bytes(plan_for(params, 1)); }
+  static ck_status pack(const void* params, const ck_tensor* weight, void* packed, ck_exec* exec) {
+    if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
+    const ConvPlan<T> plan = plan_for(params, 1);
+    return pack_weights(plan, weight_source(*weight), group_stride(*static_cast<const ck_conv*>(params), *weight),
+                        packed, exec);
+  }
+  static size_t workspace(const void* params, int threads) {
+    const ConvPlan<T> plan = plan_for(params, threads);
+    return size_t(round_up(int64_t(PackedWeights<T>::bytes(plan)), 64)) +
+           size_t(threads) * ConvWalk<T>::lane_bytes(plan);
+  }
+  static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
+    if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
+    const ck_conv& p = *static_cast<const ck_conv*>(params);
+    const ConvPlan<T> plan = plan_for(params, exec->threads);
+    if (plan.units == 0 || plan.k_blocks == 0) return CK_OK;
+    char* workspace = static_cast<char*>(exec->workspace);
+    void* packed = const_cast<void*>(exec->packed);
+    if (!packed) {
+      packed = workspace;
+      const ck_status status = pack_weights(plan, weight_source(t[1]), group_stride(p, t[1]), packed, exec);
+      if (status != CK_OK) return status;
+    }
+    workspace += round_up(int64_t(PackedWeights<T>::bytes(plan)), 64);
+    ConvOperands<T> operands;
+    operands.in = static_cast<const T*>(t[0].data);
+    operands.bias = static_cast<const T*>(t[2].data);
+    operands.residual = static_cast<const T*>(t[3].data);
+    operands.out = static_cast<T*>(t[4].data);
+    operands.in_stride = t[0].stride, operands.residual_stride = t[3].stride, operands.out_stride = t[4].stride;
+    operands.relu = p.activation == CK_ACTIVATION_RELU;
+    const PackedWeights<T> weights(plan, packed);
+    const bool safe = PackedWeights<T>::header(packed)->bad[0] != 0;
+    return ConvWalk<T>(plan, operands, weights, safe, workspace, t[2].stride[0]).run(exec);
+  }
+};
+
+template <class T>
+struct conv_direct : ConvDirect<T, false> {};
+template <class T>
+struct conv_grad_input_direct : ConvDirect<T, true> {};

@@ -1,0 +1,61 @@
+// Body of every target file: the vocabulary, the loops, the table. The target file has opened an anonymous namespace's
+// surroundings: it defines CK_ISA (a name), CK_VECTOR_BYTES and the register tile, then includes this.
+//
+// No C++ standard headers here: a weak symbol compiled with wide instructions could be linked into baseline code.
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#endif
+
+#include "../cnnkern.h"
+#include "isa.h"
+#include "parallel.h"
+
+#define CK_STRING2(x) #x
+#define CK_STRING(x) CK_STRING2(x)
+
+namespace {
+
+#include "vec.h"
+#include "common.inl"
+
+#include "conv_plan.inl"
+#include "conv_tile.inl"
+#include "conv_pack.inl"
+#include "conv_direct.inl"
+
+// One row for float and one for double.
+template <class T>
+struct DTypeName;
+template <>
+struct DTypeName<float> {
+  static constexpr const char* value = "f32";
+};
+template <>
+struct DTypeName<double> {
+  static constexpr const char* value = "f64";
+};
+
+#define CK_ROW(op, algorithm, family, operands, T, packed_size, pack)                                        \
+  {#op, #algorithm, CK_STRING(CK_ISA), DTypeName<T>::value, #family, operands, op##_##algorithm<T>::workspace, \
+   op##_##algorithm<T>::run, op##_##algorithm<T>::why_not, packed_size, pack},
+#define CK_KERNEL(op, algorithm, family, operands)                     \
+  CK_ROW(op, algorithm, family, operands, float, nullptr, nullptr) \
+  CK_ROW(op, algorithm, family, operands, double, nullptr, nullptr)
+#define CK_KERNEL_PACKED(op, algorithm, family, operands)                                                            \
+  CK_ROW(op, algorithm, family, operands, float, op##_##algorithm<float>::packed_size, op##_##algorithm<float>::pack) \
+  CK_ROW(op, algorithm, family, operands, double, op##_##algorithm<double>::packed_size,                             \
+         op##_##algorithm<double>::pack)
+
+const ck_row kRows[] = {
+#include "../kernels.inc"
+};
+
+}  // namespace
+
+#define CK_TABLE2(isa) ck_table_##isa
+#define CK_TABLE(isa) CK_TABLE2(isa)
+extern "C" const ck_table CK_TABLE(CK_ISA) = {CK_STRING(CK_ISA), int(sizeof kRows / sizeof kRows[0]), kRows, peak};

@@ -1,0 +1,119 @@
+// The SIMD vocabulary that the kernels are written in: one template over the compiler's vector types.
+//
+// Included by a target file inside its namespace, after it defined CK_VECTOR_BYTES (64 AVX-512, 32 AVX2, 16 SSE2 and
+// NEON). a * b + c contracts to one fused multiply-add where the target has it (-ffp-contract=fast).
+// x86 `max` returns its second operand if either is NaN; relu() below is written so that NaN stays.
+
+constexpr int kVectorBytes = CK_VECTOR_BYTES;
+
+template <class T>
+struct Simd {
+  static constexpr int lanes = kVectorBytes / int(sizeof(T));
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+  typedef T loose __attribute__((vector_size(kVectorBytes), aligned(sizeof(T)), may_alias));  // any address
+};
+template <class T>
+using Vec = typename Simd<T>::type;
+template <class T>
+constexpr int kLanes = Simd<T>::lanes;
+
+template <class T>
+static inline Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename Simd<T>::loose*>(p);
+}
+template <class T>
+static inline void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename Simd<T>::loose*>(p) = v;
+}
+template <class T>
+static inline Vec<T> splat(T x) {
+  return x - Vec<T>{};  // x - 0 keeps the sign of zero
+}
+
+// The first n lanes, 0 <= n <= lanes; the other lanes read as zero and are not touched in memory.
+template <class T>
+static inline Vec<T> load_n(const T* p, int n) {
+#if defined(__AVX512F__) && CK_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
+  else return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+#else
+  if (n == kLanes<T>) return load(p);
+  Vec<T> v{};
+  for (int i = 0; i < n; i++) v[i] = p[i];
+  return v;
+#endif
+}
+template <class T>
+static inline void store_n(T* p, Vec<T> v, int n) {
+#if defined(__AVX512F__) && CK_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
+  else _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+#else
+  if (n == kLanes<T>) return store(p, v);
+  T lane[kLanes<T>];
+  store(lane, v);
+  for (int i = 0; i < n; i++) p[i] = lane[i];
+#endif
+}
+
+// max(0, v) with NaN kept: the comparison is false for NaN.
+template <class T>
+static inline Vec<T> relu(Vec<T> v) {
+  return v < Vec<T>{} ? Vec<T>{} : v;
+}
+template <class T>
+static inline T relu(T v) {
+  return v < T(0) ? T(0) : v;
+}
+
+// ---- shuffles with constant indices: Clang and GCC from 12 have one builtin, older GCC another
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct CountLanes : CountLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct CountLanes<0, I...> {
+  typedef Lanes<I...> type;
+};
+
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define CK_SHUFFLEVECTOR 1
+#endif
+#endif
+#if defined(CK_SHUFFLEVECTOR)
+#define CK_SHUFFLE(T, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+template <class T>
+struct ShuffleIndex {
+  typedef typename Simd<int32_t>::type type;
+};
+template <>
+struct ShuffleIndex<double> {
+  typedef typename Simd<int64_t>::type type;
+};
+#define CK_SHUFFLE(T, a, b, ...) __builtin_shuffle(a, b, typename ShuffleIndex<T>::type{__VA_ARGS__})
+#endif
+
+// Exchange blocks of H lanes between a pair of rows: the step of a transposition by recursive halving.
+template <class T, int H, int... I>
+static inline void exchange_blocks(Vec<T>& a, Vec<T>& b, Lanes<I...>) {
+  constexpr int L = kLanes<T>;
+  const Vec<T> low = CK_SHUFFLE(T, a, b, ((I & H) == 0 ? I : L + I - H)...);
+  b = CK_SHUFFLE(T, a, b, ((I & H) == 0 ? I + H : L + I)...);
+  a = low;
+}
+template <class T, int H>
+static inline void transpose_step(Vec<T> (&v)[kLanes<T>]) {
+  if constexpr (H > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T>; i++)
+      if ((i & H) == 0) exchange_blocks<T, H>(v[i], v[i + H], typename CountLanes<kLanes<T>>::type{});
+    transpose_step<T, H / 2>(v);
+  }
+}
+// Rows become columns: v[i][j] = v[j][i]. log2(lanes) steps of `lanes` shuffles, in registers.
+template <class T>
+static inline void transpose(Vec<T> (&v)[kLanes<T>]) {
+  transpose_step<T, kLanes<T> / 2>(v);
+}
