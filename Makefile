@@ -1,0 +1,110 @@
+# Needs Python >= 3.10 (with its headers), a C++17 compiler and make; everything else goes into $(VENV).
+# Another interpreter: make PYTHON=python3.12 VENV=.venvs/312 test. More words for the command: make bench ARGS="--suite resnet50".
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+BUILD_TOOLS := 'setuptools>=77' 'pybind11>=3.0'  # as in pyproject.toml
+NATIVE := setup.py pyproject.toml $(wildcard csrc/* csrc/*/*)
+
+ifneq ($(wildcard ../shared/data/.),)
+export CNNKERN_DATA ?= $(abspath ../shared/data)
+endif
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help bench test test-peers test-pool test-sanitize lint stubs clean distclean
+
+help:
+	@echo 'make bench          build, then check and time the kernels (ARGS="--suite resnet50 --threads 1")'
+	@echo 'make test           build, then run the tests (ARGS="-k conv2d -x")'
+	@echo 'make test-peers     compare with PyTorch, ONNX Runtime and JAX (installs them)'
+	@echo 'make test-sanitize  the op tests under AddressSanitizer and UBSan, and test-pool'
+	@echo 'make test-pool      a stress of the thread pool under ThreadSanitizer'
+	@echo 'make lint           ruff and mypy'
+	@echo 'make stubs          write cnnkern/_cnnkern_core.pyi anew'
+	@echo 'make clean          remove what was built; make distclean removes $(VENV) too'
+
+# --- The environment. A stamp stands for a set of extras, and is newer than what the install was made from. ---
+
+$(VENV)/stamp-tools: pyproject.toml
+	@test -n '$(PYTHON)' || { echo 'Python 3.10 or newer is needed; name it: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || $(PYTHON) -m virtualenv $(VENV) || { rm -rf $(VENV); \
+		echo '$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	$(PIP) $(BUILD_TOOLS)
+	@touch $@
+
+# Without build isolation, the objects in build/ stay valid: an edit in csrc/ compiles only what includes it.
+$(VENV)/stamp-run: $(VENV)/stamp-tools $(NATIVE)
+	$(PIP) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/stamp-test: $(VENV)/stamp-tools $(NATIVE)
+	$(PIP) --no-build-isolation -e '.[test]'
+	@touch $(VENV)/stamp-run $@
+
+$(VENV)/stamp-peers: $(VENV)/stamp-tools $(NATIVE)
+	$(PIP) --no-build-isolation -e '.[test,peers]'
+	@touch $(VENV)/stamp-run $(VENV)/stamp-test $@
+
+$(VENV)/stamp-dev: $(VENV)/stamp-tools $(NATIVE)
+	$(PIP) --no-build-isolation -e '.[dev]'
+	@touch $(VENV)/stamp-run $(VENV)/stamp-test $@
+
+# --- What people type. ---
+
+bench: $(VENV)/stamp-run
+	$(BIN)/cnnkern bench $(ARGS)
+
+test: $(VENV)/stamp-test
+	$(BIN)/pytest tests --ignore=tests/peers $(ARGS)
+
+test-peers: $(VENV)/stamp-peers
+	$(BIN)/pytest tests/peers $(ARGS)
+
+lint: $(VENV)/stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	@echo 'files over 500 lines (a longer one needs a reason):'
+	@git ls-files '*.py' '*.cpp' '*.h' '*.inl' '*.cu' '*.cuh' | xargs wc -l | awk '$$1 > 500 && $$2 != "total"'
+
+stubs: $(VENV)/stamp-dev
+	$(BIN)/python tools/make_stubs.py
+
+# --- Sanitizers: a second build of everything under build/sanitize, which Python finds before the installed one. ---
+
+SANITIZE := build/sanitize
+ASAN_FLAGS := -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+CXX ?= g++
+
+test-pool: $(SANITIZE)/pool_stress
+	setarch -R $(SANITIZE)/pool_stress
+
+test-sanitize: test-pool $(SANITIZE)/stamp
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONPATH=$(SANITIZE)/lib \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		$(BIN)/pytest tests/test_ops.py $(ARGS)
+
+# With CFLAGS alone setuptools compiles C++ without instruments and the tests pass over everything: hence the nm.
+$(SANITIZE)/stamp: $(VENV)/stamp-test $(wildcard cnnkern/*.py cnnkern/*/*.py cnnkern/*/*/*.py)
+	CFLAGS='$(ASAN_FLAGS)' CXXFLAGS='$(ASAN_FLAGS)' LDFLAGS='-fsanitize=address,undefined' CNNKERN_REQUIRE_EXT=1 \
+		$(BIN)/python setup.py --quiet build --build-lib $(SANITIZE)/lib --build-temp $(SANITIZE)/temp
+	nm -D $(SANITIZE)/lib/cnnkern/_cnnkern_core*.so | grep -q __asan_report
+	cd $(SANITIZE) && PYTHONPATH=lib $(abspath $(BIN))/python -c 'import cnnkern; assert "sanitize/lib" in cnnkern.__file__'
+	@touch $@
+
+# setarch -R: the runtime of gcc 12 fails under address space randomisation.
+$(SANITIZE)/pool_stress: csrc/cpu/parallel.cpp csrc/cpu/parallel.h csrc/cnnkern.h tests/native/pool_stress.cpp
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -Icsrc csrc/cpu/parallel.cpp tests/native/pool_stress.cpp -o $@ -pthread
+
+clean:
+	rm -rf build dist src/*.egg-info cnnkern/_cnnkern_core*.so cnnkern/_build_info.json
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks $(VENV)/stamp-*
+
+distclean: clean
+	rm -rf $(VENV)
