@@ -138,7 +138,7 @@ def _strides(operand: Operand, request: Request, array: np.ndarray | None, shape
         if request.layout == "NHWC":
             strides = [strides[0], strides[-1], *strides[1:-1]]
         return strides[:2] + [0] * (AXES - rank) + strides[2:]
-    if operand.name == "weight" and rank >= 1:
+    if isinstance(request.geometry, ConvGeometry) and operand.name in ("weight", "grad_weight"):
         return strides[:2] + [0] * (AXES - rank) + strides[2:]
     return strides + [0] * (5 - len(strides))
 

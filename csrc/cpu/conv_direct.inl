@@ -190,7 +190,7 @@ class ConvWalk {
     const ConvAxis& w = plan_.axis[2];
     const int64_t step_out = w.step_out, outs = out_columns(p);
     T* sums = sums_of(lane);
-    if (!any_taps || w.classes < w.phases())  // outputs that no tap reaches
+    if (!any_taps || !w.every_phase_has_taps())  // outputs that no tap reaches
       memset(sums, 0, size_t(p.images * p.rows * outs * plan_.block) * sizeof(T));
     if (!any_taps) return;
     for (int64_t rho_w = 0; rho_w < w.classes; rho_w++) {

@@ -59,6 +59,11 @@ struct ConvAxis {
       if (taps(rho).phase == phase) return rho;
     return -1;
   }
+  bool every_phase_has_taps() const {
+    int64_t covered = 0;
+    for (int64_t rho = 0; rho < classes; rho++) covered += taps(rho).phase < phases();
+    return covered == phases();
+  }
   int64_t phases() const { return min_of(step_out, out); }
   int64_t count(int64_t phase) const { return phase < out ? (out - phase + step_out - 1) / step_out : 0; }
 };
