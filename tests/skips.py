@@ -1,4 +1,4 @@
-"""A plugin for pytest (pyproject.toml loads it): under CNNKERN_STRICT=1, which CI sets, a skip for a reason that is not listed here is a failure.
+"""A plugin that pyproject.toml loads: under CNNKERN_STRICT=1, which CI sets, an unexpected skip is a failure.
 
 A test that skips wherever it runs is not a test. Each pattern below is a reason that CI machines may have.
 """
