@@ -151,16 +151,15 @@ def _from_protocol(op: str, name: str, value: Any) -> np.ndarray:
         pass
     if hasattr(value, "__array__"):
         return np.asarray(value)
+    came = "None" if value is None else type(value).__name__
     raise ArgumentError(
         f"{op}: {name} must be an array (NumPy, or an object with __array_interface__, __dlpack__, the buffer protocol"
-        f" or __array__), got {"None" if value is None else type(value).__name__}."
+        f" or __array__), got {came}."
     )
 
 
 def _not_on_host(op: str, name: str, where: str, copy: str) -> NoKernelError:
-    return NoKernelError(
-        f"{op}: {name} is on {where}, and every kernel here reads host memory. Copy it first: {copy}."
-    )
+    return NoKernelError(f"{op}: {name} is on {where}, and every kernel here reads host memory. Copy it first: {copy}.")
 
 
 def _class_of(value: Any, package: str, name: str) -> bool:
@@ -190,7 +189,9 @@ def _from_torch(op: str, name: str, tensor: Any) -> np.ndarray:
     try:
         return tensor.numpy()
     except TypeError as error:
-        raise DTypeError(f"{op}: {name} is {tensor.dtype}, which has no NumPy counterpart. Convert it: {name}.float().") from error
+        raise DTypeError(
+            f"{op}: {name} is {tensor.dtype}, which has no NumPy counterpart. Convert it: {name}.float()."
+        ) from error
 
 
 def _to_torch(array: np.ndarray) -> Any:

@@ -30,7 +30,9 @@ def unlike(
     if name == "out":
         return DTypeError(f"{op}: out must be {wanted} where {main} is {main_dtype}, got {dtype}.")
     if wanted == main_dtype:
-        return DTypeError(f'{op}: {main} is {main_dtype} but {name} is {dtype}. Convert one: {name}.astype("{wanted}").')
+        return DTypeError(
+            f'{op}: {main} is {main_dtype} but {name} is {dtype}. Convert one: {name}.astype("{wanted}").'
+        )
     return DTypeError(
         f'{op}: {name} must be {wanted} where {main} is {main_dtype}, got {dtype}. Convert it: {name}.astype("{wanted}").'
     )

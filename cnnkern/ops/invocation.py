@@ -84,13 +84,21 @@ def _give_back(result: Any, wrap: Callable | None, written: list[tuple[np.ndarra
     return result if wrap is None or result is None else wrap(result)
 
 
+def again(body: Callable, call: Invocation, old: np.ndarray, new: np.ndarray) -> Any:
+    """The whole call once more, fast path first, with one of its arrays converted."""
+    assert call.key is not None
+    key = tuple(new if value is old else value for value in call.key)
+    result = plan.lookup(*key)
+    return body(call.rank, *key) if result is plan.MISS else result
+
+
 class Invocation:
     """One call of a public function: its name, its spatial rank, and how its arrays are laid out."""
 
     def __init__(self, rank: int, key: tuple) -> None:
         self.op: str = key[0]
         self.rank = rank
-        self.key = key
+        self.key: tuple | None = key  # None: the call is not to be remembered
         self.layout = "NCHW"
         self.batched = True
         self.expanded: dict[int, Any] = {}  # id of an argument -> what it would be with a batch axis

@@ -44,9 +44,13 @@ def _conv_windows(
     groups = integer(op, "groups", groups, 1)
     channels, filters, per_group = x_shape[1], weight_shape[0], weight_shape[1]
     if known(channels) and channels % groups:
-        raise ShapeError(f"{op}: groups must divide the channels of x, got {channels} channels {_both(groups, x_shape, weight_shape)}.")
+        raise ShapeError(
+            f"{op}: groups must divide the channels of x, got {channels} channels {_both(groups, x_shape, weight_shape)}."
+        )
     if known(filters) and filters % groups:
-        raise ShapeError(f"{op}: groups must divide the filters of weight, got {filters} filters {_both(groups, x_shape, weight_shape)}.")
+        raise ShapeError(
+            f"{op}: groups must divide the filters of weight, got {filters} filters {_both(groups, x_shape, weight_shape)}."
+        )
     if known(channels, per_group) and channels // groups != per_group:
         wanted = (filters, channels // groups, *weight_shape[2:])
         raise ShapeError(
@@ -112,9 +116,7 @@ def conv_transpose_geometry(
     dilation: Any,
 ) -> ConvGeometry:
     """Geometry of the convolution whose input gradient this is: its ``output`` is the array given, its ``input`` ours."""
-    windows, groups, y_shape = _transposed(
-        op, x_shape, weight_shape, stride, padding, output_padding, groups, dilation
-    )
+    windows, groups, y_shape = _transposed(op, x_shape, weight_shape, stride, padding, output_padding, groups, dilation)
     return _conv(windows, groups, y_shape, x_shape)
 
 
@@ -138,7 +140,9 @@ def _transposed(
             f" Give weight shape {(channels, *weight_shape[1:])}."
         )
     if known(channels) and channels % groups:
-        raise ShapeError(f"{op}: groups must divide the channels of x, got {channels} channels {_both(groups, x_shape, weight_shape)}.")
+        raise ShapeError(
+            f"{op}: groups must divide the channels of x, got {channels} channels {_both(groups, x_shape, weight_shape)}."
+        )
     for axis, amount in enumerate(extra):
         most = max(windows.stride[axis], windows.dilation[axis])
         if windows.padding.same is not None and amount:
@@ -219,7 +223,9 @@ def _check_pool(windows: Windows, sizes: Sizes, counts: Sizes) -> None:
     check_windows_hold_input(windows, sizes, counts)
     cells = prod(windows.kernel)
     if cells >= BYTES_LIMIT:
-        raise ShapeError(f"{windows.op}: a window would have {cells} cells (kernel {windows.kernel}), the limit is 2**62.")
+        raise ShapeError(
+            f"{windows.op}: a window would have {cells} cells (kernel {windows.kernel}), the limit is 2**62."
+        )
 
 
 def adaptive_output(op: str, x_shape: Sizes, output_size: Any) -> Sizes:
@@ -259,7 +265,9 @@ def unpool_output(op: str, x_shape: Sizes, kernel: Any, stride: Any, padding: An
             )
         return (*x_shape[:2], *per_axis(op, "output_size", output_size, rank, 0))
     if windows.padding.same is not None:
-        raise ArgumentError(f"{op}: padding {windows.padding.same!r} does not say how large the input was. Give output_size.")
+        raise ArgumentError(
+            f"{op}: padding {windows.padding.same!r} does not say how large the input was. Give output_size."
+        )
     return (*x_shape[:2], *(_unpooled_size(windows, axis, size) for axis, size in enumerate(x_shape[2:])))
 
 
@@ -275,7 +283,9 @@ def _unpooled_size(windows: Windows, axis: int, size: int) -> int:
     return out
 
 
-def unpool_geometry(op: str, x_shape: Sizes, kernel: Any, stride: Any, padding: Any, output_size: Any) -> ResizeGeometry:
+def unpool_geometry(
+    op: str, x_shape: Sizes, kernel: Any, stride: Any, padding: Any, output_size: Any
+) -> ResizeGeometry:
     return resize_geometry(x_shape, unpool_output(op, x_shape, kernel, stride, padding, output_size))
 
 

@@ -82,7 +82,9 @@ class Windows:
         padded = size + before + after
         parts = f"({size} + {before} + {after})"
         if padded >= LIMIT:
-            raise ShapeError(f"{op}: padded input would have {padded} {name} {parts}, the limit is 2**31 - 1. Pad less.")
+            raise ShapeError(
+                f"{op}: padded input would have {padded} {name} {parts}, the limit is 2**31 - 1. Pad less."
+            )
         if padded < covered and (not self.ceil_mode or self._ceil_count(axis, padded) < 1):
             smaller = "dilation" if dilation > 1 else "kernel"
             raise ShapeError(
