@@ -16,6 +16,8 @@
 template <class T>
 struct ConvOperands {
   const T* in;
+  WeightSource<T> weight;     // of group 0
+  int64_t weight_group;       // elements between groups
   const T* bias;
   const T* residual;
   T* out;
@@ -79,15 +81,16 @@ static void write_back(const T* sums, int64_t block, int64_t pixels, int64_t cha
 template <class T>
 class ConvWalk {
  public:
-  ConvWalk(const ConvPlan<T>& plan, const ConvOperands<T>& operands, const PackedWeights<T>& weights, bool safe,
-           char* lanes, int64_t bias_stride)
-      : plan_(plan), op_(operands), weights_(weights), safe_(safe), lanes_(lanes), bias_stride_(bias_stride) {}
+  // `packed` is null where tasks pack late.
+  ConvWalk(const ConvPlan<T>& plan, const ConvOperands<T>& operands, void* packed, char* lanes, int64_t bias_stride)
+      : plan_(plan), op_(operands), packed_(packed), lanes_(lanes), bias_stride_(bias_stride) {}
 
   static size_t lane_bytes(const ConvPlan<T>& plan) {
     const int64_t taps = ceil_div(plan.axis[0].kernel, plan.axis[0].modulus) *
                          ceil_div(plan.axis[1].kernel, plan.axis[1].modulus) *
                          ceil_div(plan.axis[2].kernel, plan.axis[2].modulus);
-    const int64_t bytes = sizeof(Lane) + (plan.strip_elements + plan.sums_elements) * int64_t(sizeof(T)) + taps * 8;
+    const int64_t elements = plan.strip_elements + plan.sums_elements + plan.block_elements;
+    const int64_t bytes = int64_t(sizeof(Lane)) + elements * int64_t(sizeof(T)) + taps * 8;
     return size_t(round_up(bytes, 4096) + 64);  // 64: lanes do not start at the same offset of a page
   }
 
@@ -104,7 +107,7 @@ class ConvWalk {
   }
 
  private:
-  // A lane's part of the workspace: this struct, the strip, the sums, the tap offsets.
+  // A lane's part of the workspace: this struct, the strip, the sums, a block of weights, the tap offsets.
   struct alignas(64) Lane {
     int64_t unit;  // whose strip is packed; -1: none
     StripShape shape;
@@ -112,7 +115,8 @@ class ConvWalk {
   Lane* lane_at(int lane) const { return reinterpret_cast<Lane*>(lanes_ + size_t(lane) * lane_bytes(plan_)); }
   T* strip_of(Lane* lane) const { return reinterpret_cast<T*>(lane + 1); }
   T* sums_of(Lane* lane) const { return strip_of(lane) + plan_.strip_elements; }
-  int64_t* taps_of(Lane* lane) const { return reinterpret_cast<int64_t*>(sums_of(lane) + plan_.sums_elements); }
+  T* weights_of(Lane* lane) const { return sums_of(lane) + plan_.sums_elements; }
+  int64_t* taps_of(Lane* lane) const { return reinterpret_cast<int64_t*>(weights_of(lane) + plan_.block_elements); }
 
   // Where a unit lies. Columns run over q of all column phases alike: outputs first_col * step_out and on.
   struct Place {
@@ -146,14 +150,29 @@ class ConvWalk {
     const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1];
     const int64_t rho_d = d.class_of(p.depth % d.step_out), rho_h = h.class_of(p.row_phase);
     const bool taps = rho_d >= 0 && rho_h >= 0 && plan_.in_channels > 0;
-    if (taps && !safe_ && lane->unit != unit) {
+    if (taps && lane->unit != unit) {
       pack(p, d.taps(rho_d), h.taps(rho_h), lane);
       lane->unit = unit;
     }
     for (int64_t block = blocks.begin; block < blocks.end; block++) {
-      sum_block(p, rho_d, rho_h, taps, block, lane);
+      Weights weights = {nullptr, true};
+      if (taps) weights = block_weights(p.group, block, lane);
+      sum_block(p, rho_d, rho_h, weights, block, lane);
       finish_block(p, block, lane);
     }
+  }
+
+  // The packed weights of a block, null where there are none to multiply with, and whether all of them are finite.
+  struct Weights {
+    const T* data;
+    bool finite;
+  };
+  Weights block_weights(int64_t group, int64_t block, Lane* lane) const {
+    if (packed_)
+      return {PackedWeights<T>(plan_, packed_).block(group, block), PackedWeights<T>::header(packed_)->bad[0] == 0};
+    WeightSource<T> source = op_.weight;
+    source.data += group * op_.weight_group;
+    return {weights_of(lane), pack_blocks(plan_, {block, block + 1}, source, weights_of(lane))};
   }
 
   void pack(const Place& p, const AxisTaps& td, const AxisTaps& th, Lane* lane) const {
@@ -186,20 +205,24 @@ class ConvWalk {
   }
 
   // Partial sums of one block of channels over the unit's outputs: [image][row][output column][block].
-  void sum_block(const Place& p, int64_t rho_d, int64_t rho_h, bool any_taps, int64_t block, Lane* lane) const {
+  void sum_block(const Place& p, int64_t rho_d, int64_t rho_h, Weights weights, int64_t block, Lane* lane) const {
     const ConvAxis& w = plan_.axis[2];
     const int64_t step_out = w.step_out, outs = out_columns(p);
     T* sums = sums_of(lane);
-    if (!any_taps || !w.every_phase_has_taps())  // outputs that no tap reaches
+    if (!weights.data || !w.every_phase_has_taps())  // outputs that no tap reaches
       memset(sums, 0, size_t(p.images * p.rows * outs * plan_.block) * sizeof(T));
-    if (!any_taps) return;
+    if (!weights.data) return;
     for (int64_t rho_w = 0; rho_w < w.classes; rho_w++) {
       const AxisTaps tw = w.taps(rho_w);
       const int64_t cols = min_of(p.first_col + p.cols, w.count(tw.phase)) - p.first_col;
       if (cols <= 0) continue;
       T* first = sums + tw.phase * plan_.block;
-      if (safe_) safe_sums(p, rho_d, rho_h, rho_w, block, cols, first, outs);
-      else phase_sums(p, rho_d, rho_h, rho_w, block, cols, first, outs * plan_.block, step_out * plan_.block, lane);
+      const T* weight = weights.data + class_offset(plan_, block, rho_d, rho_h, rho_w);
+      if (weights.finite)
+        phase_sums(p, rho_d, rho_h, rho_w, weight, plan_.vectors(block), cols, first, outs * plan_.block,
+                   step_out * plan_.block, lane);
+      else
+        safe_sums(p, rho_d, rho_h, rho_w, weight, plan_.vectors(block), cols, first, outs);
     }
   }
   // Output columns that this unit covers.
@@ -208,8 +231,8 @@ class ConvWalk {
     return min_of(w.out - p.first_col * w.step_out, p.cols * w.step_out);
   }
 
-  void phase_sums(const Place& p, int64_t rho_d, int64_t rho_h, int64_t rho_w, int64_t block, int64_t cols, T* sums,
-                  int64_t sums_row, int64_t sums_step, Lane* lane) const {
+  void phase_sums(const Place& p, int64_t rho_d, int64_t rho_h, int64_t rho_w, const T* weight, int vectors,
+                  int64_t cols, T* sums, int64_t sums_row, int64_t sums_step, Lane* lane) const {
     const ConvAxis &h = plan_.axis[1], &w = plan_.axis[2];
     const StripShape& s = lane->shape;
     const AxisTaps td = plan_.axis[0].taps(rho_d), th = h.taps(rho_h), tw = w.taps(rho_w);
@@ -226,10 +249,8 @@ class ConvWalk {
         }
     const int64_t row_step = h.step_in / height.step * s.row_pitch;
     const int64_t chunk = chunk_channels(plan_.in_channels, taps);
-    const int vectors = weights_.vectors(block);
     TileArgs<T> t;
     t.tap = tap, t.taps = taps, t.channel_pitch = s.channel_pitch, t.sums_step = sums_step;
-    const T* weight = weights_.at(p.group, block, rho_d, rho_h, rho_w);
     // Rows that follow each other without a gap are one long row.
     int64_t images = p.images, rows = p.rows, length = cols;
     const bool flat = row_step == cols && s.phases == 1 && sums_row == cols * sums_step &&
@@ -262,13 +283,12 @@ class ConvWalk {
 
   // Tap by tap with range checks, from the packed weights, in the same order of sums. Only for weights that are not all
   // finite, where a stored zero of the padding would become NaN.
-  void safe_sums(const Place& p, int64_t rho_d, int64_t rho_h, int64_t rho_w, int64_t block, int64_t cols, T* sums,
-                 int64_t outs) const {
+  void safe_sums(const Place& p, int64_t rho_d, int64_t rho_h, int64_t rho_w, const T* weight, int vectors,
+                 int64_t cols, T* sums, int64_t outs) const {
     const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1], &w = plan_.axis[2];
     const AxisTaps td = d.taps(rho_d), th = h.taps(rho_h), tw = w.taps(rho_w);
     const int64_t taps = td.count * th.count * tw.count, chunk = chunk_channels(plan_.in_channels, taps);
-    const int64_t wide = weights_.vectors(block) * plan_.lanes;
-    const T* weight = weights_.at(p.group, block, rho_d, rho_h, rho_w);
+    const int64_t wide = vectors * plan_.lanes;
     const T* in = op_.in + p.group * plan_.in_channels * op_.in_stride[1];
     for (int64_t n = 0; n < p.images; n++)
       for (int64_t y = 0; y < p.rows; y++)
@@ -322,8 +342,7 @@ class ConvWalk {
 
   const ConvPlan<T>& plan_;
   const ConvOperands<T>& op_;
-  const PackedWeights<T>& weights_;
-  const bool safe_;
+  void* const packed_;
   char* const lanes_;
   const int64_t bias_stride_;
 };
@@ -356,10 +375,13 @@ struct ConvDirect {
     return pack_weights(plan, weight_source(*weight), group_stride(*static_cast<const ck_conv*>(params), *weight),
                         packed, exec);
   }
+  // Bytes of the workspace before the lanes.
+  static size_t packed_part(const ConvPlan<T>& plan) {
+    return plan.packs_late() ? 0 : size_t(round_up(int64_t(PackedWeights<T>::bytes(plan)), 64));
+  }
   static size_t workspace(const void* params, int threads) {
     const ConvPlan<T> plan = plan_for(params, threads);
-    return size_t(round_up(int64_t(PackedWeights<T>::bytes(plan)), 64)) +
-           size_t(threads) * ConvWalk<T>::lane_bytes(plan);
+    return packed_part(plan) + size_t(threads) * ConvWalk<T>::lane_bytes(plan);
   }
   static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
@@ -368,22 +390,22 @@ struct ConvDirect {
     if (plan.units == 0 || plan.k_blocks == 0) return CK_OK;
     char* workspace = static_cast<char*>(exec->workspace);
     void* packed = const_cast<void*>(exec->packed);
-    if (!packed) {
+    if (!packed && !plan.packs_late()) {
       packed = workspace;
       const ck_status status = pack_weights(plan, weight_source(t[1]), group_stride(p, t[1]), packed, exec);
       if (status != CK_OK) return status;
     }
-    workspace += round_up(int64_t(PackedWeights<T>::bytes(plan)), 64);
+    workspace += packed_part(plan);
     ConvOperands<T> operands;
     operands.in = static_cast<const T*>(t[0].data);
+    operands.weight = weight_source(t[1]);
+    operands.weight_group = group_stride(p, t[1]);
     operands.bias = static_cast<const T*>(t[2].data);
     operands.residual = static_cast<const T*>(t[3].data);
     operands.out = static_cast<T*>(t[4].data);
     operands.in_stride = t[0].stride, operands.residual_stride = t[3].stride, operands.out_stride = t[4].stride;
     operands.relu = p.activation == CK_ACTIVATION_RELU;
-    const PackedWeights<T> weights(plan, packed);
-    const bool safe = PackedWeights<T>::header(packed)->bad[0] != 0;
-    return ConvWalk<T>(plan, operands, weights, safe, workspace, t[2].stride[0]).run(exec);
+    return ConvWalk<T>(plan, operands, packed, workspace, t[2].stride[0]).run(exec);
   }
 };
 

@@ -104,13 +104,15 @@ struct ConvPlan {
   int64_t batch, groups, in_channels, out_channels;  // channels per group, of the side read and the side written
   Window columns;                                    // joined over all column phases
   int64_t column_phases;                             // neighbouring columns with the same offset step: step_in / step
+  int64_t taps;
   int64_t k_blocks, k_parts;
   int64_t images, rows, cols;        // outputs per strip and phase: images, rows, columns
   int64_t strips_n, strips_h, strips_w, row_phases;
   int64_t units;                     // strips in all
   int64_t row_pitch, plane_rows, image_pitch, channel_pitch;  // largest strip, elements
   int64_t most_planes;
-  int64_t packed_elements, strip_elements, sums_elements;
+  int64_t block_elements, packed_elements;           // packed weights of a block, of all
+  int64_t strip_elements, sums_elements;
 
   void init(const ck_conv& p, bool backward, int threads) {
     batch = p.batch, groups = p.groups;
@@ -119,10 +121,17 @@ struct ConvPlan {
     for (int a = 0; a < CK_AXES; a++)
       axis[a].init(backward ? p.out[a] : p.in[a], backward ? p.in[a] : p.out[a], p, a, backward);
     k_blocks = ceil_div(out_channels, block);
-    const int64_t taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
-    packed_elements = groups * k_blocks * block * in_channels * taps;
+    taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
+    // One cache line more, so that blocks written side by side do not fall on the same sets of the cache.
+    block_elements = block * in_channels * taps + 64 / int64_t(sizeof(T));
+    packed_elements = groups * k_blocks * block_elements;
     cut(threads);
   }
+  int vectors(int64_t block_index) const {  // of output channels in this block: 1 for a last block of at most `lanes`
+    return out_channels - block_index * block > lanes ? 2 : 1;
+  }
+  // Few outputs: each block of weights is used once or twice, so a task packs it into its own cache just before.
+  bool packs_late() const { return units <= 2 * groups; }
 
  private:
   void cut(int threads) {
