@@ -3,10 +3,13 @@
 Usually imported as ``import cnnkern as ck``; the positional order and the defaults of every function are PyTorch's.
 """
 
-from . import problem
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from .config import get_num_threads, set_num_threads, using
 from .dispatch import kernels
 from .errors import ArgumentError, DTypeError, NoKernelError, ShapeError
+from .explain import explain
+from .machine import build_info, measure_copy, measure_peak
 from .ops.activation import relu, relu_backward, sigmoid, sigmoid_backward, tanh, tanh_backward
 from .ops.adaptive_pool import (
     adaptive_avg_pool1d,
@@ -77,6 +80,7 @@ from .ops.output_shapes import (
     pool3d_output_shape,
     unfold_output_shape,
 )
+from .ops.planned import plan_conv2d
 from .ops.unfold import fold, unfold
 from .ops.unpool import (
     max_unpool1d,
@@ -86,6 +90,9 @@ from .ops.unpool import (
     max_unpool3d,
     max_unpool3d_backward,
 )
+
+if _TYPE_CHECKING:
+    from . import problem
 
 __version__ = "0.1.0"
 
@@ -117,6 +124,7 @@ __all__ = [
     "avg_pool3d_backward",
     "batch_norm",
     "batch_norm_backward",
+    "build_info",
     "conv1d",
     "conv1d_backward",
     "conv1d_output_shape",
@@ -137,6 +145,7 @@ __all__ = [
     "conv_transpose3d_output_shape",
     "dropout",
     "dropout_backward",
+    "explain",
     "fold",
     "fold_output_shape",
     "get_num_threads",
@@ -164,6 +173,9 @@ __all__ = [
     "max_unpool3d",
     "max_unpool3d_backward",
     "max_unpool3d_output_shape",
+    "measure_copy",
+    "measure_peak",
+    "plan_conv2d",
     "pool1d_output_shape",
     "pool2d_output_shape",
     "pool3d_output_shape",
@@ -180,3 +192,12 @@ __all__ = [
     "unfold_output_shape",
     "using",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``cnnkern.problem`` is loaded on first use: computing needs no problem strings."""
+    if name == "problem":
+        import importlib
+
+        return importlib.import_module("cnnkern.problem")
+    raise AttributeError(f"module 'cnnkern' has no attribute {name!r}")

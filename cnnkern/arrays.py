@@ -15,6 +15,7 @@ import numpy as np
 
 from .errors import ArgumentError, DTypeError, NoKernelError
 
+_ONE_STEP: Any = 1  # of NumPy's search for a common element: bounds and simple strides (its stubs know 0 and -1 only)
 DLPACK_HOST = (1, 3)  # kDLCPU, kDLCUDAHost: device types whose memory the CPU may read
 _FOREIGN_ERRORS = (TypeError, ValueError, RuntimeError, AttributeError, BufferError, OSError, NotImplementedError)
 
@@ -92,7 +93,7 @@ def result_wrapper(value: Any) -> Callable[[np.ndarray], Any] | None:
 def shares_memory(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two arrays have an element in common; True also where finding out would take a search."""
     try:
-        return np.shares_memory(a, b, max_work=1)
+        return np.shares_memory(a, b, max_work=_ONE_STEP)
     except np.exceptions.TooHardError:
         return True
 

@@ -1,5 +1,7 @@
 """relu, tanh and sigmoid, and their gradients from the output."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (type checkers infer a family's signature from the function inside its factory; slow paths take anything)
 from __future__ import annotations
 
 from math import prod

@@ -1,5 +1,7 @@
 """Adaptive average and max pooling: the output's size is given, the windows follow from it. And their gradients."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (type checkers infer a family's signature from the function inside its factory; slow paths take anything)
 from __future__ import annotations
 
 import numpy as np

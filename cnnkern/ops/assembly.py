@@ -1,4 +1,4 @@
-"""From checked requests and the caller's arrays to one Call: slots, outputs, the check of every array, the batch axis."""
+"""From requests and the caller's arrays to one Call: slots, outputs, the check of every array, the batch axis."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def unlike(
             f'{op}: {main} is {main_dtype} but {name} is {dtype}. Convert one: {name}.astype("{wanted}").'
         )
     return DTypeError(
-        f'{op}: {name} must be {wanted} where {main} is {main_dtype}, got {dtype}. Convert it: {name}.astype("{wanted}").'
+        f"{op}: {name} must be {wanted} where {main} is {main_dtype}, got {dtype}."
+        f' Convert it: {name}.astype("{wanted}").'
     )
 
 
@@ -137,8 +138,15 @@ class Assembly:
             raise ShapeError(
                 f"{self.op}: the result {shapes} needs {fresh} bytes, and this machine has {_memory_bytes()} in all."
             )
+        call = self.call()
+        if self.invocation.batched:
+            return plan.execute(call, tuple(self.arrays), self.invocation.key)
+        return self._without_batch(call)
+
+    def call(self) -> plan.Call:
+        """The steps added so far, on ``arrays``."""
         count = len(self.arrays)
-        call = plan.Call(
+        return plan.Call(
             tuple(
                 plan.Step(request, tuple(inputs), tuple(None if n is None else count + n for n in outputs))
                 for request, inputs, outputs in self.steps
@@ -147,15 +155,12 @@ class Assembly:
             tuple(self.outputs),
             count if len(self.returns) == 1 else tuple(None if n is None else count + n for n in self.returns),
         )
-        if self.invocation.batched:
-            return plan.execute(call, tuple(self.arrays), self.invocation.key)
-        return self._without_batch(call)
 
     def _without_batch(self, call: plan.Call) -> Any:
         """Run on views with a batch of one; the plan is remembered under those views."""
         views = {id(array): view for array, view in zip(self.arrays, self.expanded)}
         views.update(self.invocation.expanded)
-        key = tuple(views.get(id(value), value) for value in self.invocation.key)
+        key = tuple(views.get(id(value), value) for value in self.invocation.key or ())
         result = plan.lookup(*key)
         if result is plan.MISS:
             result = plan.execute(call, tuple(self.expanded), key)

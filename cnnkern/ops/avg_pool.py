@@ -1,5 +1,7 @@
 """Average pooling over sliding windows and its gradient."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (type checkers infer a family's signature from the function inside its factory; slow paths take anything)
 from __future__ import annotations
 
 from .. import plan
@@ -155,7 +157,8 @@ def _avg_pool_backward_of_rank(n: int):
         layout: str = "NCHW",
     ) -> Array:
         key = (
-            op, grad_output, x_shape, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, layout,
+            op, grad_output, x_shape, kernel_size, stride, padding,
+            ceil_mode, count_include_pad, divisor_override, layout,
         )  # fmt: skip
         result = plan.lookup(*key)
         return _avg_pool_backward(n, *key) if result is MISS else result

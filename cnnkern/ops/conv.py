@@ -1,5 +1,7 @@
 """Convolution and its gradients."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (type checkers infer a family's signature from the function inside its factory; slow paths take anything)
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,7 +21,7 @@ ACTIVATIONS = (None, "relu")
 LONGEST_INT32 = {("u8", "u8"): 33_025, ("i8", "u8"): 65_793, ("u8", "i8"): 65_793, ("i8", "i8"): 131_071}
 
 _CONV = """
-    {n}-dimensional convolution (cross-correlation: the kernel is not flipped), with bias, residual and activation fused.
+    {n}-dimensional convolution (cross-correlation: no flipped kernel), with bias, residual and activation fused.
 
     y[n, o, p] = act(bias[o] + sum over c, r of weight[o, c, r] * x[n, g*Cin/groups + c, p*stride - before + r*dilation]
     + residual[n, o, p]), where g is o's group; positions outside x contribute nothing.
@@ -122,8 +124,9 @@ def _check_int32(op: str, dtype: str, weight_dtype: str, geometry: ConvGeometry)
 _BACKWARD = """
     Gradients of ``conv{n}d`` in x, weight and bias.
 
-    grad_x[n, c, i] = sum over o, p, r with p*stride - before + r*dilation = i of grad_output[n, o, p] * weight[o, c, r];
-    grad_weight[o, c, r] = sum over n, p of grad_output[n, o, p] * x[n, c, p*stride - before + r*dilation];
+    grad_x[n, c, i] = sum over o, p, r with p*stride - before + r*dilation = i of
+    grad_output[n, o, p] * weight[o, c, r]; grad_weight[o, c, r] = sum over n, p of
+    grad_output[n, o, p] * x[n, c, p*stride - before + r*dilation];
     grad_bias[o] = sum over n, p of grad_output[n, o, p].
 
     Args:

@@ -1,6 +1,8 @@
 """Transposed convolution: the input gradient of a convolution, used forward; its own gradients are that convolution's
 forward pass and its weight gradient with the two arrays exchanged."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (type checkers infer a family's signature from the function inside its factory; slow paths take anything)
 from __future__ import annotations
 
 from collections.abc import Sequence

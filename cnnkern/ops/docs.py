@@ -1,4 +1,4 @@
-"""Functions that exist in 1d, 2d and 3d from one definition, and their docstrings from one text and shared paragraphs."""
+"""Functions that exist in 1d, 2d and 3d from one definition, with docstrings from one text and shared paragraphs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PARAGRAPHS = {
     "LAYOUT": """layout: "NCHW" (or "{first}") or "NHWC" (or "{last}"): the order of the axes of maps.""",
     "PRECISION": """precision: "strict", "f32", "fast" or "bf16"; None: ``using(precision=)``, else
             ``CNNKERN_PRECISION``, else "f32". float64 is always computed in float64.""",
-    "OUT": """out: an array to write the result into: any writable view of its shape and dtype that overlaps no input.""",
+    "OUT": """out: where to write the result: any writable view of its shape and dtype that overlaps no input.""",
     "UNBATCHED": """The batch axis may be left out, and is then left out of the results. Results are new arrays of the
         library that ``{main}`` comes from, C-contiguous.""",
     "ERRORS": """ArgumentError: an argument is wrong by itself.

@@ -1,5 +1,7 @@
 """Dropout with a mask that depends on the seed and an element's position only."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (type checkers infer a family's signature from the function inside its factory; slow paths take anything)
 from __future__ import annotations
 
 from .. import plan

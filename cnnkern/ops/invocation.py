@@ -104,7 +104,7 @@ class Invocation:
         self.expanded: dict[int, Any] = {}  # id of an argument -> what it would be with a batch axis
 
     def map_shape(self, name: str, shape: tuple[int, ...], layout: Any) -> tuple[int, ...]:
-        """Logical shape (batch, channels, spatial...) of an array of maps in ``layout``; notes whether it has a batch."""
+        """Logical shape (batch, channels, spatial...) of an array in ``layout``; notes whether it has a batch."""
         self.layout = layout_name(self.op, layout, self.rank)
         if len(shape) not in (self.rank + 1, self.rank + 2):
             letters = axis_letters(self.rank, self.layout)

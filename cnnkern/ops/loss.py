@@ -1,5 +1,7 @@
 """Softmax cross-entropy with its gradient."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (type checkers infer a family's signature from the function inside its factory; slow paths take anything)
 from __future__ import annotations
 
 import numpy as np
@@ -16,8 +18,8 @@ from .types import Array
 _SOFTMAX_CROSS_ENTROPY = """
     Mean softmax cross-entropy of class scores, and its gradient, in one pass over the rows.
 
-    loss = mean over rows of log(sum of exp(x - max)) - (x[label] - max); grad = (softmax(x) - target) / N. The target is
-    onehot(label), with ``label_smoothing`` e (1 - e) * onehot(label) + e / C.
+    loss = mean over rows of log(sum of exp(x - max)) - (x[label] - max); grad = (softmax(x) - target) / N. The target
+    is onehot(label), with ``label_smoothing`` e (1 - e) * onehot(label) + e / C.
 
     Args:
         logits: (N, C). float32, float64, float16 or bfloat16.

@@ -1,5 +1,7 @@
 """Power-average (lp) pooling over sliding windows and its gradient."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (type checkers infer a family's signature from the function inside its factory; slow paths take anything)
 from __future__ import annotations
 
 import math
@@ -18,8 +20,8 @@ from .types import Array, Padding, Size
 _FORWARD = """
     {n}-dimensional lp pooling: the p-norm of every window.
 
-    y[n, c, q] = (sum over r of abs(x[n, c, q*stride - before + r]) ** p) ** (1 / p), over positions inside x; for p = inf
-    the largest absolute value.
+    y[n, c, q] = (sum over r of abs(x[n, c, q*stride - before + r]) ** p) ** (1 / p), over positions inside x; for
+    p = inf the largest absolute value.
 
     Args:
         x: (N, C, {sp}). float32, float64, float16 or bfloat16.

@@ -1,5 +1,7 @@
 """Local response normalisation and batch normalisation, and their gradients."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (type checkers infer a family's signature from the function inside its factory; slow paths take anything)
 from __future__ import annotations
 
 from math import prod
@@ -16,9 +18,9 @@ from .docs import described
 from .invocation import FLOATS, Invocation, slow_path
 from .types import Array
 
-_LRN_ARGUMENTS = """size: an int from 1: how many channels are summed; the window of channel c is c - size//2 ... c + (size-1)//2.
+_LRN_ARGUMENTS = """size: an int from 1: channels summed; the window of channel c is c - size//2 ... c + (size-1)//2.
         alpha, beta, k: finite numbers.
-        alpha_scaling: "mean" divides alpha by size (Caffe, PyTorch, ONNX), "sum" does not (AlexNet's paper, TensorFlow).
+        alpha_scaling: "mean" divides alpha by size (Caffe, PyTorch, ONNX), "sum" does not (AlexNet, TensorFlow).
         {LAYOUT}"""
 
 _LRN = (
@@ -88,8 +90,8 @@ _LRN_BACKWARD = (
     """
     Gradient of ``local_response_norm``.
 
-    grad_x[c] = grad_output[c] * S[c]**(-beta) - 2*A*beta * x[c] * (sum of grad_output[j] * x[j] * S[j]**(-beta - 1) over
-    the channels j whose window holds c).
+    grad_x[c] = grad_output[c] * S[c]**(-beta) - 2*A*beta * x[c] * (sum of grad_output[j] * x[j] *
+    S[j]**(-beta - 1) over the channels j whose window holds c).
 
     Args:
         grad_output: (N, C) or (N, C, up to three spatial axes). float32, float64, float16 or bfloat16.
@@ -144,8 +146,8 @@ def _local_response_norm_backward(call: Invocation, grad_output, x, size, alpha,
 _BATCH_NORM = """
     Batch normalisation, in inference by given statistics, in training by those of the batch.
 
-    y = weight * (x - mu) / sqrt(sigma2 + eps) + bias, per channel. In training mu and sigma2 (biased) are the batch's, and
-    mean and var are updated in place: r = (1 - momentum) * r + momentum * value, var with the unbiased variance.
+    y = weight * (x - mu) / sqrt(sigma2 + eps) + bias, per channel. In training mu and sigma2 (biased) are the batch's,
+    and mean and var are updated in place: r = (1 - momentum) * r + momentum * value, var with the unbiased variance.
 
     Args:
         x: (N, C) or (N, C, up to three spatial axes). float32, float64, float16 or bfloat16.
@@ -217,15 +219,14 @@ def _batch_norm(call: Invocation, x, mean, var, weight, bias, training, momentum
     if mean is None or var is None:
         raise ArgumentError(f"{call.op}: mean and var must be arrays in inference, got None. Or pass training=True.")
     request = call.request("batch_norm", geometry, dtype, weight=weight is not None, bias=bias is not None, eps=eps)
-    vectors = [(name, _wide(v)) for name, v in (("mean", mean), ("var", var), ("weight", weight), ("bias", bias))]
+    mean, var = _wide(mean), _wide(var)
+    operands = [("x", x), ("mean", mean), ("var", var), ("weight", _wide(weight)), ("bias", _wide(bias))]
     if not return_stats:
-        return call.run((request, [("x", x), *vectors]))
+        return call.run((request, operands))
     call.key = None  # the remembered program would give y alone
-    y = call.run((request, [("x", x), *vectors]))
-    wide_mean, wide_var = vectors[0][1], vectors[1][1]
     with np.errstate(all="ignore"):
-        rstd = (1 / np.sqrt(wide_var.astype(np.float64) + eps)).astype(wide_var.dtype)
-    return y, wide_mean.copy(), rstd
+        rstd = (1 / np.sqrt(var.astype(np.float64) + eps)).astype(var.dtype)
+    return call.run((request, operands)), mean.copy(), rstd
 
 
 def _normalise_by_batch(call: Invocation, geometry: ChannelGeometry, dtype: str, x, weight, bias, eps: float) -> tuple:
@@ -291,8 +292,8 @@ _BATCH_NORM_BACKWARD = """
         {LAYOUT}
 
     Returns:
-        (grad_x, grad_weight, grad_bias); the latter (C,) and of weight's dtype (without weight, mean's). All of the library
-        that grad_output comes from, C-contiguous.
+        (grad_x, grad_weight, grad_bias); the latter (C,) and of weight's dtype (without weight, mean's). All of the
+        library that grad_output comes from, C-contiguous.
 
     Raises:
         {ERRORS}

@@ -4,13 +4,16 @@ Sizes may be symbolic integers of a framework: on those the functions use ``+ - 
 traced graph serves every size. Sizes that are real ints are checked as the op itself checks them.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (type checkers infer a family's signature from the function inside its factory; slow paths take anything)
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any
 
 from ..errors import ArgumentError, ShapeError
 from ..spec import shapes
-from ..spec.arguments import axis_letters, flag, integer, is_integer, is_sequence, layout_name, per_axis, show
+from ..spec.arguments import axis_letters, flag, integer, is_sequence, layout_name, per_axis, show
 from .docs import described, each_rank
 from .types import Padding, Shape, Size
 from .unfold import fold_rank
@@ -27,8 +30,8 @@ def _sizes(op: str, name: str, value: Any) -> tuple:
 
 
 def _is_symbol(value: Any) -> bool:
-    """A framework's symbolic integer: does integer arithmetic but is no number, string or array of ours."""
-    return hasattr(value, "node") and hasattr(value, "__floordiv__") and not is_integer(value)
+    """A framework's symbolic integer: it can be divided and rounded down, but is neither a number nor an array."""
+    return hasattr(value, "__floordiv__") and not isinstance(value, Number) and not hasattr(value, "__array__")
 
 
 class _Maps:
@@ -39,8 +42,8 @@ class _Maps:
         self.layout = layout_name(op, layout, rank)
         if len(shape) not in (rank + 1, rank + 2):
             raise ShapeError(
-                f"{op}: x_shape must have {rank + 2} axes ({axis_letters(rank, self.layout)}), or {rank + 1} without the"
-                f" batch, got {len(shape)} (shape {shape})."
+                f"{op}: x_shape must have {rank + 2} axes ({axis_letters(rank, self.layout)}), or {rank + 1} without"
+                f" the batch, got {len(shape)} (shape {shape})."
             )
         self.batched = len(shape) == rank + 2
         shape = shape if self.batched else (1, *shape)

@@ -1,5 +1,7 @@
 """Unfold (sliding windows as columns, im2col) and fold, its adjoint. The rank follows from the arguments."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# (type checkers infer a family's signature from the function inside its factory; slow paths take anything)
 from __future__ import annotations
 
 from typing import Any
@@ -24,8 +26,8 @@ _UNFOLD = (
     """
     Sliding windows as columns.
 
-    y[n, c*cells + r, p] = x[n, c, p*stride - before + r*dilation], 0 outside x, with r over the kernel's cells and p over
-    the windows, both in row-major order.
+    y[n, c*cells + r, p] = x[n, c, p*stride - before + r*dilation], 0 outside x, with r over the kernel's cells and
+    p over the windows, both in row-major order.
 
     Args:
         x: (N, C, one to three spatial axes), batch first, channels next. float32, float64, float16 or bfloat16.
@@ -34,8 +36,8 @@ _UNFOLD = (
     + """
 
     Returns:
-        (N, C * kernel cells, windows) of x's dtype, of the library that x comes from, C-contiguous. With ``kernel_size``
-        given per axis the batch axis may be left out, and is then left out of the result.
+        (N, C * kernel cells, windows) of x's dtype, of the library that x comes from, C-contiguous. With
+        ``kernel_size`` given per axis the batch axis may be left out, and is then left out of the result.
 
     Raises:
         {ERRORS}
@@ -91,8 +93,8 @@ _FOLD = (
     + """
 
     Returns:
-        (N, C, *output_size) of x's dtype, without N if x has none; of the library that x comes from, C-contiguous. The rank
-        is the length of ``output_size``, else of ``kernel_size``; where both are one int, 2 as in PyTorch.
+        (N, C, *output_size) of x's dtype, without N if x has none; of the library that x comes from, C-contiguous. The
+        rank is the length of ``output_size``, else of ``kernel_size``; where both are one int, 2 as in PyTorch.
 
     Raises:
         {ERRORS}

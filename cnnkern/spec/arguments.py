@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -43,12 +43,12 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def is_sequence(value: Any) -> bool:
+def is_sequence(value: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, (tuple, list))
 
 
 def integer(op: str, name: str, value: Any, least: int, shown: Any = None) -> int:
-    """An int of at least ``least`` and below ``LIMIT``. ``shown``: the whole argument, where value is one part of it."""
+    """An int from ``least`` and below ``LIMIT``. ``shown``: the whole argument, where value is one part of it."""
     shown = value if shown is None else shown
     if not is_integer(value):
         raise ArgumentError(f"{op}: {name} must be an int, got {show(shown)}.")
@@ -68,7 +68,8 @@ def per_axis(op: str, name: str, value: Any, rank: int, least: int) -> tuple[int
         raise ArgumentError(f"{op}: {name} must be one int or one int per axis, got {show(value)}.")
     if len(value) != rank:
         raise ArgumentError(
-            f"{op}: {name} must be one int or one int per axis, got the {count_of(value)} {show(value)} for {axes(rank)}."
+            f"{op}: {name} must be one int or one int per axis, got the {count_of(value)} {show(value)} for"
+            f" {axes(rank)}."
         )
     return tuple(integer(op, name, item, least, value) for item in value)
 

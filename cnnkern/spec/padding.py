@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ArgumentError
-from .arguments import count_of, axes, integer, is_integer, is_sequence, show
+from .arguments import axes, count_of, integer, is_integer, is_sequence, show
 
 _GRAMMAR = "one int or one (before, after) pair per axis"
 
@@ -22,7 +22,7 @@ class Padding:
     same: str | None = None
 
     def pair(self, axis: int, size: int, reach: int, stride: int) -> tuple[int, int]:
-        """(before, after) of one axis. ``reach``: input positions from a window's first to its last, dilation*(kernel-1).
+        """(before, after) of one axis. ``reach``: from a window's first position to its last, dilation*(kernel-1).
 
         "same" pads so that there are ceil(size / stride) windows; what cannot be halved goes after the input,
         with "same_lower" before it.

@@ -1,7 +1,7 @@
 """From shapes and parameters to geometry: the checks between arguments and the output sizes, op family by op family.
 
-Shapes here are logical, (batch, channels, spatial axes), whatever the layout of the arrays. Functions named ``*_output``
-give the output's logical shape and take symbolic sizes; functions named ``*_geometry`` take real ints, check everything
+Shapes here are logical, (batch, channels, spatial axes), whatever the layout of the arrays. Functions ``*_output``
+give the output's logical shape and take symbolic sizes; functions ``*_geometry`` take real ints, check everything
 that can be known without the data, and give the geometry of the table ops.
 """
 
@@ -45,16 +45,19 @@ def _conv_windows(
     channels, filters, per_group = x_shape[1], weight_shape[0], weight_shape[1]
     if known(channels) and channels % groups:
         raise ShapeError(
-            f"{op}: groups must divide the channels of x, got {channels} channels {_both(groups, x_shape, weight_shape)}."
+            f"{op}: groups must divide the channels of x, got {channels} channels"
+            f" {_both(groups, x_shape, weight_shape)}. Use a divisor of {channels}."
         )
     if known(filters) and filters % groups:
         raise ShapeError(
-            f"{op}: groups must divide the filters of weight, got {filters} filters {_both(groups, x_shape, weight_shape)}."
+            f"{op}: groups must divide the filters of weight, got {filters} filters"
+            f" {_both(groups, x_shape, weight_shape)}. Use a divisor of {filters}."
         )
     if known(channels, per_group) and channels // groups != per_group:
         wanted = (filters, channels // groups, *weight_shape[2:])
         raise ShapeError(
-            f"{op}: weight expects {per_group} channels per group, x has {channels // groups} {_both(groups, x_shape, weight_shape)}."
+            f"{op}: weight expects {per_group} channels per group, x has {channels // groups}"
+            f" {_both(groups, x_shape, weight_shape)}."
             f" Give weight shape {wanted}."
         )
     return windows, groups
@@ -115,7 +118,7 @@ def conv_transpose_geometry(
     groups: Any,
     dilation: Any,
 ) -> ConvGeometry:
-    """Geometry of the convolution whose input gradient this is: its ``output`` is the array given, its ``input`` ours."""
+    """Geometry of the convolution whose input gradient this is: its ``output`` is x, its ``input`` the result."""
     windows, groups, y_shape = _transposed(op, x_shape, weight_shape, stride, padding, output_padding, groups, dilation)
     return _conv(windows, groups, y_shape, x_shape)
 
@@ -141,7 +144,8 @@ def _transposed(
         )
     if known(channels) and channels % groups:
         raise ShapeError(
-            f"{op}: groups must divide the channels of x, got {channels} channels {_both(groups, x_shape, weight_shape)}."
+            f"{op}: groups must divide the channels of x, got {channels} channels"
+            f" {_both(groups, x_shape, weight_shape)}. Use a divisor of {channels}."
         )
     for axis, amount in enumerate(extra):
         most = max(windows.stride[axis], windows.dilation[axis])

@@ -64,8 +64,8 @@ class Windows:
         if not self.ceil_mode:
             return (size + before + after - reach - 1) // stride + 1
         # ceil(q) + 1 windows, less one if the last would start in the padding after the input. With e = size + before
-        # and c = after - reach - 1 that is ceil((e + c + stride) / stride) while c + stride <= 0, ceil((e + c) / stride)
-        # once c >= 0, and ceil(e / stride) between: one expression, and nothing is asked of a symbolic size.
+        # and c = after - reach - 1 that is ceil((e + c + stride) / stride) while c + stride <= 0, ceil((e + c) /
+        # stride) once c >= 0, and ceil(e / stride) between: one expression, and nothing is asked of a symbolic size.
         excess = after - reach - 1
         return -(-(size + before + max(excess, min(excess + stride, 0))) // stride)
 
@@ -127,8 +127,9 @@ def check_windows_hold_input(windows: Windows, sizes: Sizes, counts: Sizes) -> N
         if empty is not None:
             raise ShapeError(
                 f"{windows.op}: every window must hold an element of x, but window {empty} of the {name} starts at"
-                f" {empty * stride - before[axis]} and reads padding only (input {size}, kernel {kernel}, stride {stride},"
-                f" dilation {dilation}, padding ({before[axis]}, {after[axis]})). Pad less or use a larger kernel."
+                f" {empty * stride - before[axis]} and reads padding only (input {size}, kernel {kernel}, stride"
+                f" {stride}, dilation {dilation}, padding ({before[axis]}, {after[axis]})). Pad less or use a larger"
+                " kernel."
             )
 
 
@@ -136,7 +137,7 @@ def first_empty_window(size: int, count: int, kernel: int, stride: int, dilation
     """Number of a window that reads no position of ``[0, size)``, or None. Exact, without visiting every window.
 
     A window that starts at ``s >= 0`` reads ``s`` first: it is empty if ``s >= size``. One that starts before the input
-    enters it at ``s mod dilation``, if its kernel is long enough, and can jump over it if the dilation exceeds the size.
+    enters it at ``s mod dilation``, if its kernel is long enough, and can jump over it if dilation > size.
     """
     if count == 0:
         return None
