@@ -23,6 +23,7 @@ PYTHON_FILES = sorted(path for home in PACKAGES.values() for path in home.rglob(
 PUBLIC = ("cnnkern", "cnnkern.problem", "cnnkern.interop.*")
 SPEC = ("cnnkern.errors", "cnnkern.config", "cnnkern.spec", "cnnkern.spec.*")
 FOUNDATION = (*SPEC, "cnnkern.problem", "cnnkern.problem.*", "cnnkern.arrays")
+CLI = ("click", "rich")
 PEERS = ("torch", "onnxruntime", "openvino", "jax", "onnx")
 
 
@@ -49,10 +50,12 @@ RULES = (  # the first match holds
     Rule("cnnkern/dispatch.py", (*FOUNDATION, "cnnkern.backends")),
     Rule("cnnkern/plan.py", (*FOUNDATION, "cnnkern.backends", "cnnkern.dispatch"), ("numpy",), ("cnnkern.backends.*",)),
     Rule("cnnkern/ops/*", (*FOUNDATION, "cnnkern.dispatch", "cnnkern.plan", "cnnkern.ops.*"), ("numpy",)),
-    Rule("cnnkern/__init__.py", (*FOUNDATION, "cnnkern.dispatch", "cnnkern.plan", "cnnkern.ops", "cnnkern.ops.*")),
-    Rule("src/cnnkern_bench/runners/*", (*PUBLIC, "cnnkern_bench.*"), ("numpy",), PEERS),
+    Rule("cnnkern/explain.py", (*FOUNDATION, "cnnkern.dispatch", "cnnkern.plan", "cnnkern.ops", "cnnkern.ops.*")),
+    Rule("cnnkern/machine.py", (*FOUNDATION, "cnnkern.backends"), (), ("cnnkern._cnnkern_core",)),
+    Rule("cnnkern/__init__.py", ("cnnkern.[!bi]*",)),  # neither backends nor interop
+    Rule("src/cnnkern_bench/peers/*_peer.py", (*PUBLIC, "cnnkern_bench.*"), ("numpy", *PEERS)),  # loaded by name
     Rule("src/cnnkern_bench/*", (*PUBLIC, "cnnkern_bench", "cnnkern_bench.*"), ("numpy",), ("rich", "matplotlib")),
-    Rule("src/cnnkern_cli/*", (*PUBLIC, "cnnkern_bench", "cnnkern_bench.*", "cnnkern_cli.*"), ("click", "rich")),
+    Rule("src/cnnkern_cli/*", (*PUBLIC, "cnnkern_bench", "cnnkern_bench.*", "cnnkern_cli", "cnnkern_cli.*"), CLI),
 )
 
 
