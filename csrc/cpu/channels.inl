@@ -95,7 +95,7 @@ class ChannelSums {
 #pragma GCC unroll 4
         for (int chain = 0; chain < kChains; chain++) add(sum[chain], p, i + chain * kWideLanes, kWideLanes, centre);
       for (; i + kWideLanes <= count; i += kWideLanes) add(sum[0], p, i, kWideLanes, centre);
-      // Lanes beyond the end must add nothing, even where F of zeros is not zero: mask by a second accumulator.
+      // Lanes beyond the end must add nothing, though F of zeros need not be zero.
       if (i < count) {
         Vec<double> rest[S] = {};
         const int n = int(count - i);

@@ -10,8 +10,8 @@ typedef uint64_t Words __attribute__((vector_size(kVectorBytes)));
 
 // Product of the low halves of each lane.
 static inline Words multiply_low_halves(Words a, Words b) {
-#if CK_VECTOR_BYTES == 64
-  return (Words)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+#if CK_VECTOR_BYTES == 64  // a full mask, as in sqrt_of()
+  return (Words)_mm512_maskz_mul_epu32(__mmask8(-1), (__m512i)a, (__m512i)b);
 #elif CK_VECTOR_BYTES == 32
   return (Words)_mm256_mul_epu32((__m256i)a, (__m256i)b);
 #elif defined(__SSE2__)
@@ -61,7 +61,7 @@ static Nest<K> dropout_nest(const ck_pointwise* p, const ck_tensor* tensors) {
   return nest;
 }
 
-// x * mask / (1 - p); p = 1 drops everything, without 0 / 0.
+// What is kept is multiplied by 1 / (1 - p); what is dropped is 0 whatever it held. p = 1 drops everything.
 template <class T>
 static T dropout_scale(double p) {
   return p < 1 ? T(1 / (1 - p)) : T(0);
@@ -82,7 +82,7 @@ struct dropout_direct {
     const int64_t elements = nest.elements();
     const Philox philox{p->seed};
     // u * 2^-32 >= p  <=>  u >= ceil(p * 2^32); scaling by a power of two is exact.
-    const Mask mask{uint64_t(__builtin_ceil(p->p * 4294967296.0)), p->p < 1, dropout_scale<T>(p->p)};
+    const Mask mask{uint64_t(__builtin_ceil(p->p * 4294967296.0)), dropout_scale<T>(p->p)};
     return parallel_pieces(exec, ceil_div(elements, kBlock), kBlock * 60.0, [&](int64_t begin, int64_t end, int) {
       uint32_t words[kBlock];
       for (int64_t block = begin; block < end; block++) {
@@ -102,7 +102,6 @@ struct dropout_direct {
  private:
   struct Mask {
     uint64_t threshold;  // up to 2^32
-    bool any;            // p < 1
     T scale;
 
     inline void apply(const T* x, int64_t x_step, T* out, int64_t out_step, uint8_t* kept, int64_t kept_step,
@@ -110,9 +109,9 @@ struct dropout_direct {
       const bool possible = threshold <= 0xffffffffu;
       const uint32_t least = uint32_t(threshold);
       for (int64_t i = 0; i < count; i++) {
-        const uint8_t keep = possible & (words[i] >= least);
+        const bool keep = possible & (words[i] >= least);
         kept[i * kept_step] = keep;
-        out[i * out_step] = any ? x[i * x_step] * T(keep) * scale : T(0);
+        out[i * out_step] = keep ? x[i * x_step] * scale : T(0);
       }
     }
   };
@@ -131,7 +130,7 @@ struct dropout_grad_direct {
     const Nest<3> nest = dropout_nest<3>(p, tensors);
     const int64_t elements = nest.elements();
     const T scale = dropout_scale<T>(p->p);
-    const bool any = p->p < 1;
+    const bool any = p->p < 1;  // a mask given with p = 1 may still be true somewhere
     const double ops = kBlock * (2 * sizeof(T) + 1) * kOpsPerByte;
     return parallel_pieces(exec, ceil_div(elements, kBlock), ops, [&](int64_t begin, int64_t end, int) {
       nest.runs(begin * kBlock, min_of(end * kBlock, elements),
@@ -140,11 +139,11 @@ struct dropout_grad_direct {
         const uint8_t* kept = static_cast<const uint8_t*>(tensors[1].data) + offset[1];
         T* out = static_cast<T*>(tensors[2].data) + offset[2];
         if (nest.unit()) {
-          for (int64_t i = 0; i < count; i++) out[i] = any ? grad[i] * T(kept[i] != 0) * scale : T(0);
+          for (int64_t i = 0; i < count; i++) out[i] = any & (kept[i] != 0) ? grad[i] * scale : T(0);
         } else {
           for (int64_t i = 0; i < count; i++) {
-            const T keep = T(kept[i * nest.step(1)] != 0);
-            out[i * nest.step(2)] = any ? grad[i * nest.step(0)] * keep * scale : T(0);
+            const bool keep = any & (kept[i * nest.step(1)] != 0);
+            out[i * nest.step(2)] = keep ? grad[i * nest.step(0)] * scale : T(0);
           }
         }
       });

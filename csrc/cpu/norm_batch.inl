@@ -4,7 +4,7 @@
 // (x - mean) * scale + shift. The mean is kept as a pair high + low of T, so that its rounding does not show in y when
 // it is large beside the deviation. rstd = 1 / sqrt(var + eps), computed in double.
 // Bound by memory: 2 transfers per element for inference, 4 in training (3 reads, 1 write), 5 for the gradient.
-// Empty batch: mean, variance and rstd are 0 / 0 = NaN, sums are 0.
+// Empty batch: mean and variance are 0, sums are 0.
 
 template <class T>
 static inline double channel_value(const ck_tensor& vector, int64_t channel, double absent) {
@@ -73,7 +73,7 @@ struct batch_norm_training_direct {
     const auto* p = static_cast<const ck_channel*>(params);
     const ck_tensor &weight = tensors[1], &bias = tensors[2], &mean = tensors[4], &var = tensors[5], &rstd = tensors[6];
     const Scratch scratch(p, exec->workspace);
-    const double elements = double(channel_elements(p));
+    const double elements = double(max_of<int64_t>(1, channel_elements(p)));
     const ck_tensor* const x[] = {&tensors[0]};
 
     const Means means(p, x, nullptr, scratch.partial);
@@ -159,7 +159,7 @@ struct batch_norm_grad_direct {
     const Scratch scratch(p, exec->workspace);
     for (int64_t c = 0; c < p->channels; c++) scratch.mean[c] = channel_value<T>(mean, c, 0);
 
-    const double elements = double(channel_elements(p));
+    const double elements = double(max_of<int64_t>(1, channel_elements(p)));
     const int64_t pitch = channel_pitch(p);
     T* const constants = scratch.constants;
     const ck_tensor* const inputs[] = {&tensors[0], &tensors[1]};

@@ -21,11 +21,23 @@ namespace {
 
 #include "vec.h"
 #include "common.inl"
+#include "nest.inl"
+#include "vec_math.inl"
 
 #include "conv_plan.inl"
 #include "conv_tile.inl"
 #include "conv_pack.inl"
 #include "conv_direct.inl"
+#include "conv_grad_weight.inl"
+
+#include "channels.inl"
+#include "channel_sum.inl"
+#include "dropout.inl"
+#include "loss.inl"
+#include "norm_batch.inl"
+#include "norm_lrn.inl"
+#include "pointwise.inl"
+#include "unfold.inl"
 
 // One row for float and one for double.
 template <class T>

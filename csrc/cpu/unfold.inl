@@ -126,6 +126,7 @@ struct fold_direct {
         for (int64_t kw = 0; kw < kernel[2]; kw++) {
           const int64_t origin = u.origin(2, kw), row = (kd * kernel[1] + kh) * kernel[2] + kw;
           const Range range = u.inside(2, origin);
+          if (range.begin >= range.end) continue;
           const T* from = first_row + row * matrix.stride[1] +
                           ((od * u.p->out[1] + oh) * u.p->out[2] + range.begin) * matrix.stride[2];
           add(to + (range.begin * u.p->stride[2] + origin) * step, step * u.p->stride[2], from, matrix.stride[2],

@@ -42,9 +42,9 @@ static inline T sum_of_lanes(Vec<T> v) {
 
 template <class T>
 static inline Vec<T> sqrt_of(Vec<T> v) {
-#if CK_VECTOR_BYTES == 64
-  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_sqrt_ps((__m512)v);
-  else return (Vec<T>)_mm512_sqrt_pd((__m512d)v);
+#if CK_VECTOR_BYTES == 64  // full masks, because GCC 12 warns about its own unmasked forms (its PR 105593)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_sqrt_ps(__mmask16(-1), (__m512)v);
+  else return (Vec<T>)_mm512_maskz_sqrt_pd(__mmask8(-1), (__m512d)v);
 #elif CK_VECTOR_BYTES == 32
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_sqrt_ps((__m256)v);
   else return (Vec<T>)_mm256_sqrt_pd((__m256d)v);
