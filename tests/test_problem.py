@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from math import prod
 
 import pytest
 from hypothesis import assume, given, settings
@@ -32,6 +33,8 @@ CANONICAL = [
     "batch_norm:mb32ic10@bias=1@weight=1@eps=0.001",
     "softmax_cross_entropy:mb8ic10@label_smoothing=0.1",
     "relu:mb4096",
+    "unfold2d:mb1ic3ih8oh6kh3",
+    "fold1d:mb1ic3iw8ow3kw3sw2",
     "conv2d:mb1ic8ih8oc8oh8kh1@bias=1@act=relu@res=1@plan=1",
 ]
 
@@ -102,6 +105,7 @@ def test_missing_batch_is_assumed_with_a_warning() -> None:
         ("conv2d:mb1ic3ih8kh3", ArgumentError, "conv2d needs oc"),
         ("conv2d:mb1ic3iw8oc4kh3", ArgumentError, "conv2d needs ih"),
         ("conv2d:mb1ic3id8oc4kh3", ArgumentError, "conv2d has no size id. It has g mb ic ih iw"),
+        ("unfold2d:mb1ic3ih8oc27kh3", ArgumentError, "unfold2d has no size oc"),
         ("mb1ic3oc4", ArgumentError, "no spatial axis is given"),
         ("max_pool2d:g2mb1ic3ih8kh3", ArgumentError, "max_pool2d has no size g"),
         ("conv2d:mb1ic3ih8oc4kh0", ArgumentError, "kh must be >= 1, got 0"),
@@ -169,6 +173,9 @@ def problems(draw: st.DrawFn) -> Problem:
     batch, groups = draw(sizes), draw(st.integers(1, 3))
     if pool:
         geometry = PoolGeometry(batch, draw(sizes), **fields)
+    elif op in ("unfold", "fold"):
+        channels = draw(sizes)
+        geometry = ConvGeometry(batch, 1, channels, channels * prod(fields["kernel"]), **fields)
     else:
         geometry = ConvGeometry(batch, groups, groups * draw(sizes), groups * draw(sizes), **fields)
     values = {

@@ -15,6 +15,7 @@ line of a log and a filter. Grammar::
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ArgumentError, ShapeError
-from ..spec import DTYPES, ISA_LEVELS, OPS, Geometry, PointwiseGeometry, Request, op_name
+from ..spec import DTYPES, ISA_LEVELS, OPS, PointwiseGeometry, Request, op_name
 from .attributes import attributes_of, read_attributes
 from .sizes import LIMIT, ceil_mode, read_geometry, read_sizes, write_sizes
 
@@ -61,7 +62,7 @@ class Problem:
     """
 
     op: str
-    geometry: Geometry
+    geometry: Any  # the op's geometry class: a union would make every use a case distinction
     dtype: str = "f32"
     layout: str = "NCHW"
     precision: str = "f32"
@@ -117,13 +118,18 @@ class Problem:
         present = [operand for operand in operands if operand.present(request)]
         return tuple(Array(o.name, o.array_shape(request), o.array_dtype(request)) for o in present)
 
+    def arrange(self, arrays: Mapping[str, np.ndarray]) -> tuple[tuple, tuple]:
+        """Arrays by operand name as a kernel's ``run`` takes them: inputs and outputs, None where one is absent."""
+        spec = OPS[self.op]
+        return tuple(arrays.get(o.name) for o in spec.inputs), tuple(arrays.get(o.name) for o in spec.outputs)
+
     @property
     def ceil_mode(self) -> bool:
         """Pooling: whether the output size follows from rounding up and not from rounding down."""
         return ceil_mode(self.geometry)
 
     def __str__(self) -> str:
-        text = f"{self.op_name}:{''.join(write_sizes(self.geometry))}"
+        text = f"{self.op_name}:{''.join(write_sizes(self.op, self.geometry))}"
         if self.name or self.count != 1:
             text += f'n"{self.name}{f"*{self.count}" if self.count != 1 else ""}"'
         values = self._attribute_values()

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from ..errors import ArgumentError, ShapeError
 from ..spec import (
@@ -33,6 +34,7 @@ DEFAULT_BATCH = 2  # benchdnn's
 LIMIT = 2**63 - 1  # sizes and byte offsets are signed 64-bit
 
 _SIZE = re.compile("(" + "|".join(KEYS) + ")([0-9]+)_?")
+_COLUMNS = ("unfold", "fold")  # one group, and a channel of output for each channel and cell of the kernel
 _KNOWN = {  # by geometry: plain keys, and letters that take an axis
     "ConvGeometry": (("g", "mb", "ic", "oc"), "iokspdq"),
     "PoolGeometry": (("mb", "ic"), "iokspdq"),
@@ -124,7 +126,7 @@ def _family(letter: str, values: tuple[int, ...], default: tuple[int, ...] | Non
             yield f"{letter}{axis}{value}"
 
 
-def write_sizes(g: Geometry) -> Iterator[str]:
+def write_sizes(op: str, g: Geometry) -> Iterator[str]:
     """The sizes of a geometry in canonical order: squares shortened, defaults left out, output sizes always."""
     if isinstance(g, PointwiseGeometry):
         yield from (f"{key}{value}" for key, value in zip(("mb", "ic"), g.shape))
@@ -136,11 +138,12 @@ def write_sizes(g: Geometry) -> Iterator[str]:
     elif isinstance(g, ResizeGeometry):
         yield from (f"mb{g.batch}", f"ic{g.channels}", *_family("i", g.input), *_family("o", g.output))
     else:
-        if isinstance(g, ConvGeometry):
+        if isinstance(g, PoolGeometry) or op in _COLUMNS:
+            channels = g.channels if isinstance(g, PoolGeometry) else g.in_channels
+            yield from (f"mb{g.batch}", f"ic{channels}", *_family("i", g.input))
+        else:
             yield from (f"g{g.groups}",) if g.groups != 1 else ()
             yield from (f"mb{g.batch}", f"ic{g.in_channels}", *_family("i", g.input), f"oc{g.out_channels}")
-        else:
-            yield from (f"mb{g.batch}", f"ic{g.channels}", *_family("i", g.input))
         yield from _family("o", g.output)
         yield from _family("k", g.kernel)
         yield from _family("s", g.stride, (1,) * g.rank)
@@ -180,6 +183,8 @@ class _Sizes:
 
     def __init__(self, case: str, op: str, rank: int | None, sizes: dict[str, int]) -> None:
         plain, letters = _KNOWN[OPS[op].geometry]
+        if op in _COLUMNS:
+            plain = ("mb", "ic")
         if rank is None:
             rank = next((r for r in (3, 2, 1) if any(letter + AXES[r][0] in sizes for letter in letters)), 0)
         self.op, self.case, self.rank, self.sizes = op_name(op, rank), case, rank, sizes
@@ -247,6 +252,8 @@ def read_geometry(op: str, rank: int | None, sizes: dict[str, int], case: str, c
     windowed = _windowed(s, ceil, lenient=op == "conv_grad_input")
     if kind == "PoolGeometry":
         return PoolGeometry(batch, channels, **windowed)
+    if op in _COLUMNS:
+        return ConvGeometry(batch, 1, channels, channels * prod(windowed["kernel"]), **windowed)
     groups, out_channels = s.one("g", 1), s.one("oc")
     for key, value in (("ic", channels), ("oc", out_channels)):
         if value % groups:
