@@ -141,10 +141,10 @@ def _from_protocol(op: str, name: str, value: Any) -> np.ndarray:
     if hasattr(value, "__array_interface__"):
         return np.asarray(value)
     if hasattr(value, "__cuda_array_interface__"):
-        raise _not_on_host(op, name, "a CUDA device", "its library's copy to host memory")
+        raise _not_on_host(op, name, "a CUDA device")
     if hasattr(value, "__dlpack__"):
         if value.__dlpack_device__()[0] not in DLPACK_HOST:
-            raise _not_on_host(op, name, f"DLPack device {tuple(map(int, value.__dlpack_device__()))}", "its library")
+            raise _not_on_host(op, name, f"DLPack device {tuple(map(int, value.__dlpack_device__()))}")
         return np.from_dlpack(value)
     try:
         return np.asarray(memoryview(value))
@@ -159,8 +159,9 @@ def _from_protocol(op: str, name: str, value: Any) -> np.ndarray:
     )
 
 
-def _not_on_host(op: str, name: str, where: str, copy: str) -> NoKernelError:
-    return NoKernelError(f"{op}: {name} is on {where}, and every kernel here reads host memory. Copy it first: {copy}.")
+def _not_on_host(op: str, name: str, where: str, copy: str | None = None) -> NoKernelError:
+    hint = f"Copy it: {copy}." if copy else "Copy it to host memory first."
+    return NoKernelError(f"{op}: {name} is on {where}, and every kernel here reads host memory. {hint}")
 
 
 def _class_of(value: Any, package: str, name: str) -> bool:

@@ -130,31 +130,36 @@ class Assembly:
         return self._slot(request, operand, "out", out)
 
     def run(self) -> Any:
+        """Execute the Call and give back its outputs, without the batch axis if the caller's arrays have none."""
         if not self.steps:
             return tuple(self.returns)
-        fresh = sum(prod(output.shape) * output.dtype.itemsize for output in self.outputs if output.into is None)
-        if fresh > _memory_bytes():
-            shapes = ", ".join(str(output.shape) for output in self.outputs)
-            raise ShapeError(
-                f"{self.op}: the result {shapes} needs {fresh} bytes, and this machine has {_memory_bytes()} in all."
-            )
         call = self.call()
         if self.invocation.batched:
             return plan.execute(call, tuple(self.arrays), self.invocation.key)
         return self._without_batch(call)
 
     def call(self) -> plan.Call:
-        """The steps added so far, on ``arrays``."""
+        """The Call on ``arrays``."""
+        self._check_memory()
         count = len(self.arrays)
+
+        def shifted(numbers: Sequence[int | None]) -> tuple[int | None, ...]:
+            return tuple(None if n is None else count + n for n in numbers)
+
         return plan.Call(
-            tuple(
-                plan.Step(request, tuple(inputs), tuple(None if n is None else count + n for n in outputs))
-                for request, inputs, outputs in self.steps
-            ),
+            tuple(plan.Step(request, tuple(inputs), shifted(outputs)) for request, inputs, outputs in self.steps),
             count,
             tuple(self.outputs),
-            count if len(self.returns) == 1 else tuple(None if n is None else count + n for n in self.returns),
+            count if len(self.returns) == 1 else shifted(self.returns),
         )
+
+    def _check_memory(self) -> None:
+        fresh = sum(prod(output.shape) * output.dtype.itemsize for output in self.outputs if output.into is None)
+        if fresh > _memory_bytes():
+            shapes = ", ".join(str(output.shape) for output in self.outputs)
+            raise ShapeError(
+                f"{self.op}: the result {shapes} needs {fresh} bytes, and this machine has {_memory_bytes()} in all."
+            )
 
     def _without_batch(self, call: plan.Call) -> Any:
         """Run on views with a batch of one; the plan is remembered under those views."""

@@ -171,7 +171,9 @@ class Invocation:
         if short not in allowed:
             names = [DTYPES[dtype] for dtype in allowed]
             options = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-            raise DTypeError(f"{self.op}: {name} must be {options}, got {array.dtype}. Convert it: {name}.astype(...).")
+            raise DTypeError(
+                f'{self.op}: {name} must be {options}, got {array.dtype}. Convert it: {name}.astype("{names[0]}").'
+            )
         return short
 
     def same_dtype(self, allowed: tuple[str, ...], **arrays: np.ndarray) -> str:
