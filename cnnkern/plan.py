@@ -111,10 +111,11 @@ def execute(call: Call, arrays: tuple[np.ndarray | None, ...], key: tuple | None
         if key is not None:
             cpp.remember(program, arrays, key)
         return program.run(arrays)
-    return _run(call, kernels, arrays)
+    return run_rows(call, kernels, arrays)
 
 
-def _run(call: Call, kernels: tuple[Kernel, ...], arrays: tuple[np.ndarray | None, ...]) -> Any:
+def run_rows(call: Call, kernels: tuple[Kernel, ...], arrays: tuple[np.ndarray | None, ...]) -> Any:
+    """Run the steps of a call on the given rows, one by one."""
     slots: list[np.ndarray | None] = list(arrays)
     for output in call.outputs:
         slots.append(empty(output.shape, output.dtype) if output.into is None else slots[output.into])

@@ -10,7 +10,7 @@ using namespace cnnkern;
 namespace {
 
 Cache& cache() {
-  static Cache* instance = new Cache;  // never destroyed: programs hold Python objects
+  static Cache* instance = new Cache(false);  // never destroyed: programs hold Python objects
   return *instance;
 }
 
@@ -232,8 +232,27 @@ PYBIND11_MODULE(_cnnkern_core, m, py::mod_gil_not_used()) {
           },
           py::arg("arrays"), "Run on the caller's arrays: ndarrays, or None where the operand is absent.")
       .def("pack", &Program::pack, py::arg("step"), py::arg("weight"), "Pack the weights of one step now.")
+      .def("share_packed", &Program::share_packed, py::arg("step"), py::arg("other"),
+           "Use the weights that another program of the same request packed.")
+      .def_property_readonly("packs", &Program::packs, "Whether the first step's row packs weights.")
       .def_property_readonly("packed_bytes", &Program::packed_bytes)
       .def("workspace_bytes", &Program::workspace_bytes, py::arg("threads"));
+  py::class_<Cache>(m, "Cache", "Programs of one plan, by the strides and presence of its arrays.")
+      .def(py::init([] { return new Cache(true); }))
+      .def(
+          "lookup",
+          [](Cache& self, const py::args& key) -> py::object {
+            PyObject* result = self.lookup(PySequence_Fast_ITEMS(key.ptr()), Py_ssize_t(key.size()));
+            if (!result) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
+            return py::reinterpret_steal<py::object>(result);
+          },
+          "lookup(*key) -> the result of the program remembered under an equal key, or NotImplemented")
+      .def(
+          "remember",
+          [](Cache& self, std::shared_ptr<Program> program, const py::tuple& arrays, const py::args& key) {
+            self.remember(std::move(program), arrays, PySequence_Fast_ITEMS(key.ptr()), Py_ssize_t(key.size()));
+          },
+          "remember(program, arrays, *key): arrays that are not in the key are constants");
   m.def("rows", &list_rows, "(index, op, algorithm, isa, dtype, family, operands, why this CPU lacks it, packs)");
   m.def("why_not", &why_not, py::arg("row"), py::arg("params"));
   m.def("struct_sizes", &struct_sizes, "Bytes of each family's params struct.");

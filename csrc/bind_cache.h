@@ -127,6 +127,10 @@ struct Extent {
 
 class Cache {
  public:
+  // `constants`: arrays that are not in the key are kept and used in every call (a plan's weights); without it, a call
+  // with such arrays is not remembered.
+  explicit Cache(bool constants) : constants_(constants) {}
+
   // A new reference to the result; nullptr without an error set: not known.
   PyObject* lookup(PyObject* const* args, Py_ssize_t count) {
     Key key;
@@ -135,7 +139,7 @@ class Cache {
     if (!entry) return nullptr;
     PyObject* arrays[Key::kMostArrays];
     for (int i = 0; i < entry->program->inputs; i++)
-      arrays[i] = entry->source[i] == kNoSlot ? Py_None : key.array[entry->source[i]];
+      arrays[i] = entry->source[i] == kNoSlot ? entry->constant[i].ptr() : key.array[entry->source[i]];
     for (const Result& result : entry->program->results)
       if (result.into != kNoSlot && overlap(result.into, arrays, entry->program->inputs)) return nullptr;
     return entry->program->run(arrays).release().ptr();
@@ -153,8 +157,9 @@ class Cache {
       int source = kNoSlot;
       for (int i = 0; i < key.arrays; i++)
         if (key.array[i] == array.ptr()) source = i;
-      if (source == kNoSlot && !array.is_none()) return;
+      if (source == kNoSlot && !array.is_none() && !constants_) return;
       entry->source.push_back(source);
+      entry->constant.push_back(source == kNoSlot ? py::reinterpret_borrow<py::object>(array) : py::none());
     }
     entry->program = std::move(program);
     entry->tokens.assign(key.token, key.token + key.count);
@@ -173,7 +178,8 @@ class Cache {
 
   struct Entry {
     std::vector<int64_t> tokens;
-    std::vector<int> source;  // per input slot: which array of the key
+    std::vector<int> source;           // per input slot: which array of the key, or
+    std::vector<py::object> constant;  // this one (None where the operand is absent)
     std::shared_ptr<Program> program;
   };
 
@@ -201,6 +207,7 @@ class Cache {
     return false;
   }
 
+  const bool constants_;
   std::unordered_map<size_t, std::shared_ptr<const Entry>> entries_;
   std::mutex mutex_;
 };

@@ -143,6 +143,11 @@ class Program {
     check(status, exec, index);
   }
 
+  // Use the weights that another program of the same request packed.
+  void share_packed(size_t index, const Program& other) { steps.at(index).packed = other.steps.at(index).packed; }
+
+  bool packs() const { return !steps.empty() && steps[0].row->pack; }
+
   size_t packed_bytes() const {
     size_t sum = 0;
     for (const Step& s : steps)

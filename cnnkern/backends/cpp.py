@@ -220,6 +220,21 @@ class _OneStep:
         self.steps = steps
 
 
+Cache = core.Cache
+
+
+def packed_program(
+    call: Call, kernel: Kernel, arrays: Sequence[np.ndarray | None], packed: core.Program | None
+) -> core.Program:
+    """A one-step program whose weights are packed now, or shared with ``packed``."""
+    native = program(call, [kernel], arrays)
+    if packed is not None:
+        native.share_packed(0, packed)
+    elif native.packs:
+        native.pack(0, arrays[call.steps[0].inputs[1]])
+    return native
+
+
 def remember(native: core.Program, arrays: tuple, key: tuple) -> None:
     """Run this program for later calls whose key is equal."""
     core.remember(native, arrays, *key)
