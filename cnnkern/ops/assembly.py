@@ -104,7 +104,7 @@ class Assembly:
         return f" ({', '.join(shapes)})" if shapes else ""
 
     def _check_bytes(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        size = prod(shape) * dtype.itemsize
+        size = _bytes(shape, dtype)
         if size >= BYTES_LIMIT:
             raise ShapeError(f"{self.op}: {name} of shape {shape} would have {size} bytes, the limit is 2**62 - 1.")
 
@@ -154,7 +154,7 @@ class Assembly:
         )
 
     def _check_memory(self) -> None:
-        fresh = sum(prod(output.shape) * output.dtype.itemsize for output in self.outputs if output.into is None)
+        fresh = sum(_bytes(output.shape, output.dtype) for output in self.outputs if output.into is None)
         if fresh > _memory_bytes():
             shapes = ", ".join(str(output.shape) for output in self.outputs)
             raise ShapeError(
@@ -178,6 +178,12 @@ class Assembly:
         if into is not None:
             return self.arrays[into]
         return result[0] if self.stripped[number] else result
+
+
+def _bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Bytes of an array, counting an empty axis as 1: NumPy's own limit does so, and an empty batch of maps that could
+    not exist is a mistake as well."""
+    return prod(max(extent, 1) for extent in shape) * dtype.itemsize
 
 
 @functools.cache
