@@ -177,6 +177,9 @@ struct GradWeightPlan {
     x_elements = round_up(strip_elements(chunk), lanes);
     gy_elements = ceil_div(k_blocks, k_parts) * images * rows * cols * block;
   }
+  // One strip in all: a block's sums are final at once, and go from the lane's cache to where they belong.
+  bool unpacks_early() const { return strips == 1; }
+  int64_t early_elements() const { return unpacks_early() ? block * chunk * taps : 0; }
   int64_t strip_columns() const { return window[2].extent(cols, conv->stride[2]); }
   int64_t strip_rows() const { return window[1].extent(rows, conv->stride[1]); }
   int64_t strip_elements(int64_t channels) const {
@@ -213,10 +216,11 @@ class GradWeightWalk {
         lanes_(workspace + copies_bytes(plan)) {}
 
   static size_t copies_bytes(const GradWeightPlan<T>& plan) {
-    return size_t(round_up(plan.copies * plan.copy_elements * int64_t(sizeof(T)), 64));
+    return plan.unpacks_early() ? 0 : size_t(round_up(plan.copies * plan.copy_elements * int64_t(sizeof(T)), 64));
   }
   static size_t lane_bytes(const GradWeightPlan<T>& plan) {
-    return size_t(round_up((plan.x_elements + plan.gy_elements) * int64_t(sizeof(T)), 4096) + 64);
+    const int64_t elements = plan.x_elements + plan.gy_elements + plan.early_elements();
+    return size_t(round_up(elements * int64_t(sizeof(T)), 4096) + 64);
   }
 
   ck_status run(const ck_exec* exec) {
@@ -237,11 +241,16 @@ class GradWeightWalk {
         for (int64_t k = range.begin; k < range.end; k++) safe_rows(k);
       });
     }
+    if (plan.unpacks_early()) return CK_OK;
     const double ops = double(plan.copy_elements / max_of<int64_t>(1, blocks) * (plan.copies + 1));
     const int64_t chunks = chunks_for(blocks, ops * 4, exec->threads);
     return parallel(exec, chunks, [&](int chunk, int) {
       const Range range = piece(blocks, chunks, chunk);
-      for (int64_t i = range.begin; i < range.end; i++) unpack(i / plan.k_blocks, i % plan.k_blocks);
+      for (int64_t i = range.begin; i < range.end; i++) {
+        const int64_t group = i / plan.k_blocks, block = i % plan.k_blocks;
+        for (int64_t c0 = 0; c0 < plan.in_channels; c0 += plan.chunk)
+          unpack(group, block, c0, min_of(plan.chunk, plan.in_channels - c0), chunk_sums(0, group, block, c0));
+      }
     });
   }
 
@@ -257,6 +266,10 @@ class GradWeightWalk {
   T* block_sums(int64_t copy, int64_t group, int64_t block) const {
     const int64_t size = plan_.block * plan_.in_channels * plan_.taps;
     return sums_ + copy * plan_.copy_elements + (group * plan_.k_blocks + block) * size;
+  }
+  // Sums of a chunk of channels: [tap][channel][lanes or 2 * lanes output channels].
+  T* chunk_sums(int64_t copy, int64_t group, int64_t block, int64_t c0) const {
+    return block_sums(copy, group, block) + c0 * plan_.taps * vectors(block) * plan_.lanes;
   }
   T* place(int64_t k, int64_t c, int64_t tap) const {
     const ck_conv& p = *plan_.conv;
@@ -288,8 +301,9 @@ class GradWeightWalk {
         const T* g = gy;
         for (int64_t block = blocks.begin; block < blocks.end; block++) {
           const int64_t wide = vectors(block) * plan.lanes;
-          T* sums = block_sums(copy, group, block) + c0 * plan.taps * wide;
+          T* sums = plan.unpacks_early() ? gy + plan.gy_elements : chunk_sums(copy, group, block, c0);
           sum_block(p, channels, x, g, vectors(block), sums, strip > strips.begin);
+          if (plan.unpacks_early()) unpack(group, block, c0, channels, sums);
           g += p.images * p.rows * p.cols * wide;
         }
       }
@@ -396,12 +410,11 @@ class GradWeightWalk {
           }
   }
 
-  // Add the copies of one block in their order and write them where they belong.
-  void unpack(int64_t group, int64_t block) const {
+  // Add the copies of a chunk of one block in their order and write them where they belong.
+  void unpack(int64_t group, int64_t block, int64_t c0, int64_t channels, const T* sums) const {
     constexpr int L = kLanes<T>;
     const GradWeightPlan<T>& plan = plan_;
-    const int64_t wide = vectors(block) * plan.lanes, taps = plan.taps;
-    const int64_t elements = plan.in_channels * taps;
+    const int64_t wide = vectors(block) * plan.lanes, taps = plan.taps, elements = channels * taps;
     const ck_conv& p = *plan.conv;
     const bool contiguous = out_stride_[4] == 1 && out_stride_[3] == p.kernel[2] &&
                             (p.kernel[0] == 1 || out_stride_[2] == p.kernel[2] * p.kernel[1]) &&
@@ -409,25 +422,29 @@ class GradWeightWalk {
     for (int64_t v = 0; v < wide; v += L) {
       const int64_t k0 = block * plan.block + v;
       const int count = int(max_of<int64_t>(0, min_of<int64_t>(L, plan.out_channels - k0)));
+      int64_t c = 0, tap = 0;
       for (int64_t e = 0; e < elements; e += L) {
         const int length = int(min_of<int64_t>(L, elements - e));
+        const int64_t c_first = c, tap_first = tap;
         Vec<T> column[L];
         for (int j = 0; j < L; j++) {
           column[j] = Vec<T>{};
           if (j >= length) continue;
-          const int64_t c = (e + j) / taps, tap = (e + j) % taps;
-          const int64_t c0 = c / plan.chunk * plan.chunk, size = min_of(plan.chunk, plan.in_channels - c0);
-          const T* from = block_sums(0, group, block) + (c0 * taps + tap * size + c - c0) * wide + v;
+          const T* from = sums + (tap * channels + c) * wide + v;
           column[j] = load(from);
           for (int64_t copy = 1; copy < plan.copies; copy++) column[j] += load(from + copy * plan.copy_elements);
+          if (++tap == taps) tap = 0, c++;
         }
         transpose<T>(column);
         for (int k = 0; k < count; k++) {
           const int64_t channel = group * plan.out_channels + k0 + k;
           if (contiguous) {
-            store_n(place(channel, 0, 0) + e, column[k], length);
-          } else {
-            for (int j = 0; j < length; j++) *place(channel, (e + j) / taps, (e + j) % taps) = column[k][j];
+            store_n(place(channel, c0, 0) + e, column[k], length);
+            continue;
+          }
+          for (int j = 0; j < length; j++) {
+            const int64_t at = tap_first + j;
+            *place(channel, c0 + c_first + at / taps, at % taps) = column[k][j];
           }
         }
       }

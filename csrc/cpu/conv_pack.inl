@@ -209,7 +209,7 @@ static bool pack_blocks(const ConvPlan<T>& plan, Range blocks, const WeightSourc
           const T* const source = from.data + k0 * from.k + offset + i;
           Vec<T> column[L];
           if (from.k == 1) {
-            __builtin_prefetch(source + 4 * from.c);
+            __builtin_prefetch(source + 16 * from.c);  // a page each: the walk takes longest
             for (int j = 0; j < length; j++) column[j] = load_n(source + j, count);
           } else if (length > 1) {
 #pragma GCC unroll 16
