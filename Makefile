@@ -81,8 +81,10 @@ SANITIZE := build/sanitize
 ASAN_FLAGS := -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
 CXX ?= g++
 
-test-pool: $(SANITIZE)/pool_stress
+# The second run proves that the stress notices a broken pool: there a chunk is claimed by a plain store.
+test-pool: $(SANITIZE)/pool_stress $(SANITIZE)/pool_stress_broken
 	setarch -R $(SANITIZE)/pool_stress
+	! setarch -R $(SANITIZE)/pool_stress_broken 200 >/dev/null 2>&1
 
 test-sanitize: test-pool $(SANITIZE)/stamp
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONPATH=$(SANITIZE)/lib \
@@ -101,6 +103,15 @@ $(SANITIZE)/stamp: $(VENV)/stamp-test $(wildcard cnnkern/*.py cnnkern/*/*.py cnn
 $(SANITIZE)/pool_stress: csrc/cpu/parallel.cpp csrc/cpu/parallel.h csrc/cnnkern.h tests/native/pool_stress.cpp
 	@mkdir -p $(@D)
 	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -Icsrc csrc/cpu/parallel.cpp tests/native/pool_stress.cpp -o $@ -pthread
+
+$(SANITIZE)/pool_stress_broken: $(SANITIZE)/pool_stress
+	@mkdir -p $(SANITIZE)/broken/cpu
+	sed 's/if (!ticket_.compare_exchange_weak(ticket, ticket - 1.*/ticket_.store(ticket - 1);/' \
+		csrc/cpu/parallel.cpp >$(SANITIZE)/broken/cpu/parallel.cpp
+	! cmp -s csrc/cpu/parallel.cpp $(SANITIZE)/broken/cpu/parallel.cpp
+	cp csrc/*.h $(SANITIZE)/broken && cp csrc/cpu/*.h $(SANITIZE)/broken/cpu
+	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -I$(SANITIZE)/broken $(SANITIZE)/broken/cpu/parallel.cpp \
+		tests/native/pool_stress.cpp -o $@ -pthread
 
 clean:
 	rm -rf build dist src/*.egg-info cnnkern/_cnnkern_core*.so cnnkern/_build_info.json
