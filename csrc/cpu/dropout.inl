@@ -110,8 +110,9 @@ struct dropout_direct {
       const uint32_t least = uint32_t(threshold);
       for (int64_t i = 0; i < count; i++) {
         const bool keep = possible & (words[i] >= least);
+        const T value = x[i * x_step] * scale;  // before the choice: a branch would be guessed wrong half of the time
         kept[i * kept_step] = keep;
-        out[i * out_step] = keep ? x[i * x_step] * scale : T(0);
+        out[i * out_step] = keep ? value : T(0);
       }
     }
   };
@@ -138,15 +139,18 @@ struct dropout_grad_direct {
         const T* grad = static_cast<const T*>(tensors[0].data) + offset[0];
         const uint8_t* kept = static_cast<const uint8_t*>(tensors[1].data) + offset[1];
         T* out = static_cast<T*>(tensors[2].data) + offset[2];
-        if (nest.unit()) {
-          for (int64_t i = 0; i < count; i++) out[i] = any & (kept[i] != 0) ? grad[i] * scale : T(0);
-        } else {
-          for (int64_t i = 0; i < count; i++) {
-            const bool keep = any & (kept[i * nest.step(1)] != 0);
-            out[i * nest.step(2)] = keep ? grad[i * nest.step(0)] * scale : T(0);
-          }
-        }
+        if (nest.unit()) apply(grad, 1, kept, 1, out, 1, count, any, scale);
+        else apply(grad, nest.step(0), kept, nest.step(1), out, nest.step(2), count, any, scale);
       });
     });
+  }
+
+ private:
+  static inline void apply(const T* grad, int64_t grad_step, const uint8_t* kept, int64_t kept_step, T* out,
+                           int64_t out_step, int64_t count, bool any, T scale) {
+    for (int64_t i = 0; i < count; i++) {
+      const T value = grad[i * grad_step] * scale;
+      out[i * out_step] = any & (kept[i * kept_step] != 0) ? value : T(0);
+    }
   }
 };

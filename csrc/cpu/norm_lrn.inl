@@ -47,9 +47,26 @@ struct Response {
         k(T(p->k)),
         power(power_of(p->beta)) {}
 
+  Range window(int64_t c) const { return {max_of<int64_t>(0, c - before), min_of(channels, c + after + 1)}; }
   Vec<T> denominator(Vec<T> squares) const { return splat(k) + splat(alpha) * squares; }
   Vec<T> inverse(Vec<T> s) const { return inverse_power<T>(s, power, beta); }
 };
+
+// Sum of squares over channels, n lanes of pixels at distance `step`.
+template <class T>
+static inline Vec<T> sum_of_squares(const T* x, int64_t channel_stride, int64_t step, int n, Range channels) {
+  Vec<T> sum{};
+  x += channels.begin * channel_stride;
+  if (step == 1 && n == kLanes<T>) {
+    for (int64_t j = channels.begin; j < channels.end; j++, x += channel_stride) sum += load(x) * load(x);
+  } else {
+    for (int64_t j = channels.begin; j < channels.end; j++, x += channel_stride) {
+      const Vec<T> v = load_at<T>(x, step, n);
+      sum += v * v;
+    }
+  }
+  return sum;
+}
 
 // NCHW and any other strides: units of kChannels channels by kPixels pixels; NHWC: units of pixels.
 constexpr int64_t kResponseChannels = 32;
@@ -98,16 +115,11 @@ struct local_response_norm_direct {
     const int64_t x_step = map.nest.step(0), out_step = map.nest.step(1);
     map.nest.runs(pixels.begin, pixels.end, [&](int64_t, const int64_t(&offset)[2], int64_t count) {
       for (int64_t c = channels.begin; c < channels.end; c++) {
-        const int64_t first = max_of<int64_t>(0, c - response.before);
-        const int64_t last = min_of(map.channels - 1, c + response.after);
+        const Range window = response.window(c);
         for (int64_t i = 0; i < count; i += kLanes<T>) {
           const int n = int(min_of<int64_t>(kLanes<T>, count - i));
           const T* x = map.data[0] + offset[0] + i * x_step;
-          Vec<T> squares{};
-          for (int64_t j = first; j <= last; j++) {
-            const Vec<T> v = load_at<T>(x + j * map.channel_stride[0], x_step, n);
-            squares += v * v;
-          }
+          const Vec<T> squares = sum_of_squares<T>(x, map.channel_stride[0], x_step, n, window);
           const Vec<T> v = load_at<T>(x + c * map.channel_stride[0], x_step, n);
           T* out = map.data[1] + offset[1] + c * map.channel_stride[1] + i * out_step;
           store_at<T>(out, out_step, v * response.inverse(response.denominator(squares)), n);
@@ -193,16 +205,11 @@ struct local_response_norm_grad_direct {
       const T* const x = map.data[1] + offset[1];
       T* const out = map.data[2] + offset[2];
       for (int64_t j = rows.begin; j < rows.end; j++) {
-        const int64_t first = max_of<int64_t>(0, j - response.before);
-        const int64_t last = min_of(map.channels - 1, j + response.after);
+        const Range window = response.window(j);
         const bool own = j >= channels.begin && j < channels.end;
         for (int64_t i = 0; i < count; i += kLanes<T>) {
           const int n = int(min_of<int64_t>(kLanes<T>, count - i));
-          Vec<T> squares{};
-          for (int64_t w = first; w <= last; w++) {
-            const Vec<T> v = load_at<T>(x + w * map.channel_stride[1] + i * x_step, x_step, n);
-            squares += v * v;
-          }
+          const Vec<T> squares = sum_of_squares<T>(x + i * x_step, map.channel_stride[1], x_step, n, window);
           const Vec<T> s = response.denominator(squares);
           const Vec<T> gp =
               load_at<T>(g + j * map.channel_stride[0] + i * g_step, g_step, n) * response.inverse(s);
