@@ -39,6 +39,20 @@ namespace {
 #include "pointwise.inl"
 #include "unfold.inl"
 
+#include "pool_shape.inl"
+#include "pool_rows.inl"
+#include "pool_reduce.inl"
+#include "pool_scan.inl"
+#include "pool_spread.inl"
+#include "plane_scatter.inl"
+#include "pool_max.inl"
+#include "pool_max_grad.inl"
+#include "pool_avg.inl"
+#include "pool_lp.inl"
+#include "pool_lp_grad.inl"
+#include "pool_adaptive.inl"
+#include "unpool.inl"
+
 // One row for float and one for double.
 template <class T>
 struct DTypeName;

@@ -30,12 +30,24 @@ static inline Vec<T> splat(T x) {
   return x - Vec<T>{};  // x - 0 keeps the sign of zero
 }
 
+#if defined(__AVX2__) && CK_VECTOR_BYTES == 32
+// All bits set in the first n lanes of `size` bytes.
+template <int size>
+static inline __m256i first_lanes(int n) {
+  if constexpr (size == 4) return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  else return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
+}
+#endif
+
 // The first n lanes, 0 <= n <= lanes; the other lanes read as zero and are not touched in memory.
 template <class T>
 static inline Vec<T> load_n(const T* p, int n) {
 #if defined(__AVX512F__) && CK_VECTOR_BYTES == 64
   if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p);
   else return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p);
+#elif defined(__AVX2__) && CK_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(p), first_lanes<4>(n));
+  else return (Vec<T>)_mm256_maskload_pd(reinterpret_cast<const double*>(p), first_lanes<8>(n));
 #else
   if (n == kLanes<T>) return load(p);
   Vec<T> v{};
@@ -48,6 +60,9 @@ static inline void store_n(T* p, Vec<T> v, int n) {
 #if defined(__AVX512F__) && CK_VECTOR_BYTES == 64
   if constexpr (sizeof(T) == 4) _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), (__m512)v);
   else _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), (__m512d)v);
+#elif defined(__AVX2__) && CK_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4) _mm256_maskstore_ps(reinterpret_cast<float*>(p), first_lanes<4>(n), (__m256)v);
+  else _mm256_maskstore_pd(reinterpret_cast<double*>(p), first_lanes<8>(n), (__m256d)v);
 #else
   if (n == kLanes<T>) return store(p, v);
   T lane[kLanes<T>];
@@ -65,6 +80,25 @@ template <class T>
 static inline T relu(T v) {
   return v < T(0) ? T(0) : v;
 }
+
+// The larger of two, scalars or vectors, with NaN kept: if v is NaN it wins, if m is NaN it stays.
+template <class V>
+static inline V nan_max(V m, V v) {
+  const V larger = v > m ? v : m;
+  return v != v ? v : larger;
+}
+
+// The signed integer as wide as T: what comparing vectors of T gives, and what counts beside them.
+template <class T>
+struct IntLike {
+  typedef int32_t type;
+};
+template <>
+struct IntLike<double> {
+  typedef int64_t type;
+};
+template <class T>
+using IntOf = typename IntLike<T>::type;
 
 // ---- shuffles with constant indices: Clang and GCC from 12 have one builtin, older GCC another
 template <int... I>
@@ -116,4 +150,27 @@ static inline void transpose_step(Vec<T> (&v)[kLanes<T>]) {
 template <class T>
 static inline void transpose(Vec<T> (&v)[kLanes<T>]) {
   transpose_step<T, kLanes<T> / 2>(v);
+}
+
+// Neighbours to halves and back: (a, b) holds 2 * lanes consecutive values; even and odd ones apart.
+template <class T>
+struct Pairs {
+  Vec<T> first, second;
+};
+template <class T, int... I>
+static inline Pairs<T> deinterleave_lanes(Vec<T> a, Vec<T> b, Lanes<I...>) {
+  return {CK_SHUFFLE(T, a, b, (2 * I)...), CK_SHUFFLE(T, a, b, (2 * I + 1)...)};
+}
+template <class T, int... I>
+static inline Pairs<T> interleave_lanes(Vec<T> even, Vec<T> odd, Lanes<I...>) {
+  constexpr int L = kLanes<T>;
+  return {CK_SHUFFLE(T, even, odd, (I / 2 + (I % 2) * L)...), CK_SHUFFLE(T, even, odd, (L / 2 + I / 2 + (I % 2) * L)...)};
+}
+template <class T>
+static inline Pairs<T> deinterleave(Vec<T> a, Vec<T> b) {
+  return deinterleave_lanes<T>(a, b, typename CountLanes<kLanes<T>>::type{});
+}
+template <class T>
+static inline Pairs<T> interleave(Vec<T> even, Vec<T> odd) {
+  return interleave_lanes<T>(even, odd, typename CountLanes<kLanes<T>>::type{});
 }
