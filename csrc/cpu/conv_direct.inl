@@ -13,18 +13,6 @@
 // them and such a call is computed tap by tap (safe_row).
 // After: Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures", SC18.
 
-template <class T>
-struct ConvOperands {
-  const T* in;
-  WeightSource<T> weight;     // of group 0
-  int64_t weight_group;       // elements between groups
-  const T* bias;
-  const T* residual;
-  T* out;
-  const int64_t *in_stride, *residual_stride, *out_stride;  // batch, channel, depth, height, width
-  bool relu;
-};
-
 // Sums of `pixels` neighbouring outputs -> output array, for one block of channels. Pixels lie `out_step` elements apart.
 template <class T>
 static void write_back(const T* sums, int64_t block, int64_t pixels, int64_t channels, const T* bias, int64_t bias_stride,
@@ -79,18 +67,20 @@ static void write_back(const T* sums, int64_t block, int64_t pixels, int64_t cha
 
 // The walk over one convolution (or input gradient): see conv_plan.inl for the terms.
 template <class T>
-class ConvWalk {
+class ConvWalk : ConvUnits<T> {
+  using typename ConvUnits<T>::Place;
+  using ConvUnits<T>::plan_;
+  using ConvUnits<T>::op_;
+
  public:
   // `packed` is null where tasks pack late.
-  ConvWalk(const ConvPlan<T>& plan, const ConvOperands<T>& operands, void* packed, char* lanes, int64_t bias_stride)
-      : plan_(plan), op_(operands), packed_(packed), lanes_(lanes), bias_stride_(bias_stride) {}
+  ConvWalk(const ConvPlan<T>& plan, const ConvOperands<T>& operands, void* packed, char* lanes)
+      : ConvUnits<T>(plan, operands), packed_(packed), lanes_(lanes) {}
 
   static size_t lane_bytes(const ConvPlan<T>& plan) {
-    const int64_t taps = ceil_div(plan.axis[0].kernel, plan.axis[0].modulus) *
-                         ceil_div(plan.axis[1].kernel, plan.axis[1].modulus) *
-                         ceil_div(plan.axis[2].kernel, plan.axis[2].modulus);
     const int64_t elements = plan.strip_elements + plan.sums_elements + plan.block_elements;
-    const int64_t bytes = int64_t(sizeof(Lane)) + elements * int64_t(sizeof(T)) + taps * 8;
+    const int64_t bytes = int64_t(sizeof(Lane)) + elements * int64_t(sizeof(T)) +
+                          ConvUnits<T>::most_taps(plan) * 8;
     return size_t(round_up(bytes, 4096) + 64);  // 64: lanes do not start at the same offset of a page
   }
 
@@ -118,40 +108,14 @@ class ConvWalk {
   T* weights_of(Lane* lane) const { return sums_of(lane) + plan_.sums_elements; }
   int64_t* taps_of(Lane* lane) const { return reinterpret_cast<int64_t*>(weights_of(lane) + plan_.block_elements); }
 
-  // Where a unit lies. Columns run over q of all column phases alike: outputs first_col * step_out and on.
-  struct Place {
-    int64_t first_image, images, group, depth, row_phase, first_row, rows, first_col, cols;
-  };
-  Place place_of(int64_t unit) const {
-    Place p;
-    const ConvAxis &h = plan_.axis[1], &w = plan_.axis[2];
-    const int64_t part_w = unit % plan_.strips_w;
-    unit /= plan_.strips_w;
-    const int64_t part_h = unit % plan_.strips_h;
-    unit /= plan_.strips_h;
-    p.row_phase = unit % plan_.row_phases;
-    unit /= plan_.row_phases;
-    p.depth = unit % plan_.axis[0].out;
-    unit /= plan_.axis[0].out;
-    p.group = unit % plan_.groups;
-    unit /= plan_.groups;
-    p.first_image = unit * plan_.images;
-    p.images = min_of(plan_.images, plan_.batch - p.first_image);
-    p.first_row = part_h * plan_.rows;
-    p.rows = max_of<int64_t>(0, min_of(plan_.rows, h.count(p.row_phase) - p.first_row));
-    p.first_col = part_w * plan_.cols;
-    p.cols = max_of<int64_t>(0, min_of(plan_.cols, w.count(0) - p.first_col));
-    return p;
-  }
-
   void unit(int64_t unit, Range blocks, Lane* lane) {
-    const Place p = place_of(unit);
+    const Place p = this->place_of(unit);
     if (p.rows == 0 || p.cols == 0 || p.images == 0) return;
     const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1];
     const int64_t rho_d = d.class_of(p.depth % d.step_out), rho_h = h.class_of(p.row_phase);
     const bool taps = rho_d >= 0 && rho_h >= 0 && plan_.in_channels > 0;
     if (taps && lane->unit != unit) {
-      pack(p, d.taps(rho_d), h.taps(rho_h), lane);
+      this->pack(p, d.taps(rho_d), h.taps(rho_h), lane->shape, strip_of(lane));
       lane->unit = unit;
     }
     for (int64_t block = blocks.begin; block < blocks.end; block++) {
@@ -175,39 +139,10 @@ class ConvWalk {
     return {weights_of(lane), pack_blocks(plan_, {block, block + 1}, source, weights_of(lane))};
   }
 
-  void pack(const Place& p, const AxisTaps& td, const AxisTaps& th, Lane* lane) const {
-    Window depth, height;
-    depth.init(td, plan_.axis[0].step_in);
-    height.init(th, plan_.axis[1].step_in);
-    StripShape& s = lane->shape;
-    s.images = p.images;
-    s.planes = td.count;
-    s.rows = height.extent(p.rows, plan_.axis[1].step_in);
-    s.phases = plan_.column_phases;
-    s.columns = ceil_div(plan_.columns.extent(p.cols, plan_.axis[2].step_in), s.phases);
-    s.row_pitch = s.columns * s.phases;
-    s.plane_pitch = s.rows * s.row_pitch;
-    s.image_pitch = s.planes * s.plane_pitch;
-    s.channel_pitch = plan_.channel_pitch;
-    StripSource<T> in;
-    in.data = op_.in + p.group * plan_.in_channels * op_.in_stride[1];
-    in.stride = op_.in_stride;
-    const int64_t size[CK_AXES] = {plan_.axis[0].in, plan_.axis[1].in, plan_.axis[2].in};
-    in.size = size;
-    in.first_image = p.first_image;
-    in.channels = plan_.in_channels;
-    const int64_t q = p.depth / plan_.axis[0].step_out;
-    // Planes are stored in the order of the taps.
-    in.first_plane = q * plan_.axis[0].step_in + td.offset, in.plane_step = td.advance;
-    in.first_row = p.first_row * plan_.axis[1].step_in + height.low, in.row_step = height.step;
-    in.first_column = p.first_col * plan_.axis[2].step_in + plan_.columns.low, in.column_step = plan_.columns.step;
-    pack_strip(strip_of(lane), s, in);
-  }
-
   // Partial sums of one block of channels over the unit's outputs: [image][row][output column][block].
   void sum_block(const Place& p, int64_t rho_d, int64_t rho_h, Weights weights, int64_t block, Lane* lane) const {
     const ConvAxis& w = plan_.axis[2];
-    const int64_t step_out = w.step_out, outs = out_columns(p);
+    const int64_t step_out = w.step_out, outs = this->out_columns(p);
     T* sums = sums_of(lane);
     if (!weights.data || !w.every_phase_has_taps())  // outputs that no tap reaches
       memset(sums, 0, size_t(p.images * p.rows * outs * plan_.block) * sizeof(T));
@@ -225,29 +160,12 @@ class ConvWalk {
         safe_sums(p, rho_d, rho_h, rho_w, weight, plan_.vectors(block), cols, first, outs);
     }
   }
-  // Output columns that this unit covers.
-  int64_t out_columns(const Place& p) const {
-    const ConvAxis& w = plan_.axis[2];
-    return min_of(w.out - p.first_col * w.step_out, p.cols * w.step_out);
-  }
-
   void phase_sums(const Place& p, int64_t rho_d, int64_t rho_h, int64_t rho_w, const T* weight, int vectors,
                   int64_t cols, T* sums, int64_t sums_row, int64_t sums_step, Lane* lane) const {
-    const ConvAxis &h = plan_.axis[1], &w = plan_.axis[2];
     const StripShape& s = lane->shape;
-    const AxisTaps td = plan_.axis[0].taps(rho_d), th = h.taps(rho_h), tw = w.taps(rho_w);
-    Window height;
-    height.init(th, h.step_in);
+    const AxisTaps td = plan_.axis[0].taps(rho_d), th = plan_.axis[1].taps(rho_h), tw = plan_.axis[2].taps(rho_w);
     int64_t* tap = taps_of(lane);
-    int64_t taps = 0;
-    for (int64_t jd = 0; jd < td.count; jd++)
-      for (int64_t jh = 0; jh < th.count; jh++)
-        for (int64_t jw = 0; jw < tw.count; jw++) {
-          const int64_t y = (th.offset + jh * th.advance - height.low) / height.step;
-          const int64_t x = (tw.offset + jw * tw.advance - plan_.columns.low) / plan_.columns.step;
-          tap[taps++] = jd * s.plane_pitch + y * s.row_pitch + x % s.phases * s.columns + x / s.phases;
-        }
-    const int64_t row_step = h.step_in / height.step * s.row_pitch;
+    const int64_t taps = this->strip_taps(s, td, th, tw, tap), row_step = this->strip_row_step(s, th);
     const int64_t chunk = chunk_channels(plan_.in_channels, taps);
     TileArgs<T> t;
     t.tap = tap, t.taps = taps, t.channel_pitch = s.channel_pitch, t.sums_step = sums_step;
@@ -281,43 +199,21 @@ class ConvWalk {
     }
   }
 
-  // Tap by tap with range checks, from the packed weights, in the same order of sums. Only for weights that are not all
-  // finite, where a stored zero of the padding would become NaN.
   void safe_sums(const Place& p, int64_t rho_d, int64_t rho_h, int64_t rho_w, const T* weight, int vectors,
                  int64_t cols, T* sums, int64_t outs) const {
-    const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1], &w = plan_.axis[2];
-    const AxisTaps td = d.taps(rho_d), th = h.taps(rho_h), tw = w.taps(rho_w);
-    const int64_t taps = td.count * th.count * tw.count, chunk = chunk_channels(plan_.in_channels, taps);
-    const int64_t wide = vectors * plan_.lanes;
-    const T* in = op_.in + p.group * plan_.in_channels * op_.in_stride[1];
+    const AxisTaps td = plan_.axis[0].taps(rho_d), th = plan_.axis[1].taps(rho_h), tw = plan_.axis[2].taps(rho_w);
+    const int64_t wide = vectors * plan_.lanes, step_out = plan_.axis[2].step_out;
     for (int64_t n = 0; n < p.images; n++)
       for (int64_t y = 0; y < p.rows; y++)
         for (int64_t x = 0; x < cols; x++)
-          for (int64_t k = 0; k < wide; k++) {
-            T total = T(0);
-            for (int64_t c = 0; c < plan_.in_channels; c += chunk) {
-              const int64_t size = min_of(chunk, plan_.in_channels - c);
-              T sum = T(0);
-              for (int64_t tap = 0; tap < taps; tap++) {
-                const int64_t jd = tap / (th.count * tw.count), jh = tap / tw.count % th.count, jw = tap % tw.count;
-                const int64_t id = p.depth / d.step_out * d.step_in + td.offset + jd * td.advance;
-                const int64_t ih = (p.first_row + y) * h.step_in + th.offset + jh * th.advance;
-                const int64_t iw = (p.first_col + x) * w.step_in + tw.offset + jw * tw.advance;
-                if (id < 0 || id >= d.in || ih < 0 || ih >= h.in || iw < 0 || iw >= w.in) continue;
-                const T* pixel = in + (p.first_image + n) * op_.in_stride[0] + id * op_.in_stride[2] +
-                                 ih * op_.in_stride[3] + iw * op_.in_stride[4];
-                const T* row = weight + (c * taps + tap * size) * wide + k;
-                for (int64_t j = 0; j < size; j++) sum += pixel[(c + j) * op_.in_stride[1]] * row[j * wide];
-              }
-              total = c == 0 ? sum : total + sum;
-            }
-            sums[((n * p.rows + y) * outs + x * w.step_out) * plan_.block + k] = total;
-          }
+          for (int64_t k = 0; k < wide; k++)
+            sums[((n * p.rows + y) * outs + x * step_out) * plan_.block + k] =
+                this->safe_sum(p, td, th, tw, weight + k, wide, n, y, x);
   }
 
   void finish_block(const Place& p, int64_t block, Lane* lane) const {
     const ConvAxis &h = plan_.axis[1], &w = plan_.axis[2];
-    const int64_t outs = out_columns(p);
+    const int64_t outs = this->out_columns(p);
     const int64_t k0 = block * plan_.block, channels = min_of(plan_.block, plan_.out_channels - k0);
     const int64_t k = p.group * plan_.out_channels + k0;
     const int64_t* os = op_.out_stride;
@@ -334,17 +230,14 @@ class ConvWalk {
                                                column * rs[4]
                                          : nullptr;
         write_back(sums_of(lane) + (n * p.rows + y) * outs * plan_.block, plan_.block, pixels, channels,
-                   op_.bias ? op_.bias + k * bias_stride_ : nullptr, bias_stride_, residual, rs[4], rs[1],
+                   op_.bias ? op_.bias + k * op_.bias_stride : nullptr, op_.bias_stride, residual, rs[4], rs[1],
                    op_.out + image * os[0] + k * os[1] + p.depth * os[2] + row * os[3] + column * os[4], os[4], os[1],
                    op_.relu);
       }
   }
 
-  const ConvPlan<T>& plan_;
-  const ConvOperands<T>& op_;
   void* const packed_;
   char* const lanes_;
-  const int64_t bias_stride_;
 };
 
 // The two rows of the table. BACKWARD exchanges the roles of input and output channels.
@@ -355,25 +248,13 @@ struct ConvDirect {
     plan.init(*static_cast<const ck_conv*>(params), BACKWARD, threads);
     return plan;
   }
-  static WeightSource<T> weight_source(const ck_tensor& weight) {
-    WeightSource<T> s;
-    s.data = static_cast<const T*>(weight.data);
-    s.k = weight.stride[BACKWARD ? 1 : 0];
-    s.c = weight.stride[BACKWARD ? 0 : 1];
-    for (int a = 0; a < CK_AXES; a++) s.axis[a] = weight.stride[2 + a];
-    return s;
-  }
-  static int64_t group_stride(const ck_conv& p, const ck_tensor& weight) {
-    return p.out_channels / p.groups * weight.stride[0];
-  }
-
   static const char* why_not(const void*) { return nullptr; }
   static size_t packed_size(const void* params) { return PackedWeights<T>::bytes(plan_for(params, 1)); }
   static ck_status pack(const void* params, const ck_tensor* weight, void* packed, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
     const ConvPlan<T> plan = plan_for(params, 1);
-    return pack_weights(plan, weight_source(*weight), group_stride(*static_cast<const ck_conv*>(params), *weight),
-                        packed, exec);
+    return pack_weights(plan, weight_source<T>(*weight, BACKWARD),
+                        weight_group(*static_cast<const ck_conv*>(params), *weight), packed, exec);
   }
   // Bytes of the workspace before the lanes.
   static size_t packed_part(const ConvPlan<T>& plan) {
@@ -392,20 +273,13 @@ struct ConvDirect {
     void* packed = const_cast<void*>(exec->packed);
     if (!packed && !plan.packs_late()) {
       packed = workspace;
-      const ck_status status = pack_weights(plan, weight_source(t[1]), group_stride(p, t[1]), packed, exec);
+      const ck_status status = 
+          pack_weights(plan, weight_source<T>(t[1], BACKWARD), weight_group(p, t[1]), packed, exec);
       if (status != CK_OK) return status;
     }
     workspace += packed_part(plan);
-    ConvOperands<T> operands;
-    operands.in = static_cast<const T*>(t[0].data);
-    operands.weight = weight_source(t[1]);
-    operands.weight_group = group_stride(p, t[1]);
-    operands.bias = static_cast<const T*>(t[2].data);
-    operands.residual = static_cast<const T*>(t[3].data);
-    operands.out = static_cast<T*>(t[4].data);
-    operands.in_stride = t[0].stride, operands.residual_stride = t[3].stride, operands.out_stride = t[4].stride;
-    operands.relu = p.activation == CK_ACTIVATION_RELU;
-    return ConvWalk<T>(plan, operands, packed, workspace, t[2].stride[0]).run(exec);
+    const ConvOperands<T> operands = conv_operands<T>(p, t, BACKWARD);
+    return ConvWalk<T>(plan, operands, packed, workspace).run(exec);
   }
 };
 

@@ -1,0 +1,1 @@
+"""Adapters to other libraries: each module is imported by whoever wants it, and imports its library."""

@@ -1,0 +1,165 @@
+// What the kernels that walk strips share: operands, units, packing a unit's strip, the tap-by-tap sum.
+
+template <class T>
+struct ConvOperands {
+  const T* in;
+  WeightSource<T> weight;     // of group 0
+  int64_t weight_group;       // elements between groups
+  const T* bias;
+  const T* residual;
+  T* out;
+  int64_t bias_stride;
+  const int64_t *in_stride, *residual_stride, *out_stride;  // batch, channel, depth, height, width
+  bool relu;
+};
+
+// The input gradient exchanges the roles of input and output channels.
+template <class T>
+static WeightSource<T> weight_source(const ck_tensor& weight, bool backward) {
+  WeightSource<T> s;
+  s.data = static_cast<const T*>(weight.data);
+  s.k = weight.stride[backward ? 1 : 0];
+  s.c = weight.stride[backward ? 0 : 1];
+  for (int a = 0; a < CK_AXES; a++) s.axis[a] = weight.stride[2 + a];
+  return s;
+}
+static inline int64_t weight_group(const ck_conv& p, const ck_tensor& weight) {
+  return p.out_channels / p.groups * weight.stride[0];
+}
+template <class T>
+static ConvOperands<T> conv_operands(const ck_conv& p, const ck_tensor* t, bool backward) {
+  ConvOperands<T> o;
+  o.in = static_cast<const T*>(t[0].data);
+  o.weight = weight_source<T>(t[1], backward);
+  o.weight_group = weight_group(p, t[1]);
+  o.bias = static_cast<const T*>(t[2].data);
+  o.residual = static_cast<const T*>(t[3].data);
+  o.out = static_cast<T*>(t[4].data);
+  o.bias_stride = t[2].stride[0];
+  o.in_stride = t[0].stride, o.residual_stride = t[3].stride, o.out_stride = t[4].stride;
+  o.relu = p.activation == CK_ACTIVATION_RELU;
+  return o;
+}
+
+template <class T>
+class ConvUnits {
+ public:
+  ConvUnits(const ConvPlan<T>& plan, const ConvOperands<T>& operands) : plan_(plan), op_(operands) {}
+
+ protected:
+  // Where a unit lies. Columns run over q of all column phases alike: outputs first_col * step_out and on.
+  struct Place {
+    int64_t first_image, images, group, depth, row_phase, first_row, rows, first_col, cols;
+  };
+  Place place_of(int64_t unit) const {
+    Place p;
+    const ConvAxis &h = plan_.axis[1], &w = plan_.axis[2];
+    const int64_t part_w = unit % plan_.strips_w;
+    unit /= plan_.strips_w;
+    const int64_t part_h = unit % plan_.strips_h;
+    unit /= plan_.strips_h;
+    p.row_phase = unit % plan_.row_phases;
+    unit /= plan_.row_phases;
+    p.depth = unit % plan_.axis[0].out;
+    unit /= plan_.axis[0].out;
+    p.group = unit % plan_.groups;
+    unit /= plan_.groups;
+    p.first_image = unit * plan_.images;
+    p.images = min_of(plan_.images, plan_.batch - p.first_image);
+    p.first_row = part_h * plan_.rows;
+    p.rows = max_of<int64_t>(0, min_of(plan_.rows, h.count(p.row_phase) - p.first_row));
+    p.first_col = part_w * plan_.cols;
+    p.cols = max_of<int64_t>(0, min_of(plan_.cols, w.count(0) - p.first_col));
+    return p;
+  }
+
+  // Output columns that this unit covers.
+  int64_t out_columns(const Place& p) const {
+    const ConvAxis& w = plan_.axis[2];
+    return min_of(w.out - p.first_col * w.step_out, p.cols * w.step_out);
+  }
+
+  void pack(const Place& p, const AxisTaps& td, const AxisTaps& th, StripShape& s, T* strip) const {
+    Window depth, height;
+    depth.init(td, plan_.axis[0].step_in);
+    height.init(th, plan_.axis[1].step_in);
+    s.images = p.images;
+    s.planes = td.count;
+    s.rows = height.extent(p.rows, plan_.axis[1].step_in);
+    s.phases = plan_.column_phases;
+    s.columns = ceil_div(plan_.columns.extent(p.cols, plan_.axis[2].step_in), s.phases);
+    s.row_pitch = s.columns * s.phases;
+    s.plane_pitch = s.rows * s.row_pitch;
+    s.image_pitch = s.planes * s.plane_pitch;
+    s.channel_pitch = plan_.channel_pitch;
+    StripSource<T> in;
+    in.data = op_.in + p.group * plan_.in_channels * op_.in_stride[1];
+    in.stride = op_.in_stride;
+    const int64_t size[CK_AXES] = {plan_.axis[0].in, plan_.axis[1].in, plan_.axis[2].in};
+    in.size = size;
+    in.first_image = p.first_image;
+    in.channels = plan_.in_channels;
+    const int64_t q = p.depth / plan_.axis[0].step_out;
+    // Planes are stored in the order of the taps.
+    in.first_plane = q * plan_.axis[0].step_in + td.offset, in.plane_step = td.advance;
+    in.first_row = p.first_row * plan_.axis[1].step_in + height.low, in.row_step = height.step;
+    in.first_column = p.first_col * plan_.axis[2].step_in + plan_.columns.low, in.column_step = plan_.columns.step;
+    pack_strip(strip, s, in);
+  }
+
+  // Offsets in the strip of the taps of one class, depth, height, width; returns how many.
+  int64_t strip_taps(const StripShape& s, const AxisTaps& td, const AxisTaps& th, const AxisTaps& tw,
+                     int64_t* tap) const {
+    Window height;
+    height.init(th, plan_.axis[1].step_in);
+    int64_t taps = 0;
+    for (int64_t jd = 0; jd < td.count; jd++)
+      for (int64_t jh = 0; jh < th.count; jh++)
+        for (int64_t jw = 0; jw < tw.count; jw++) {
+          const int64_t y = (th.offset + jh * th.advance - height.low) / height.step;
+          const int64_t x = (tw.offset + jw * tw.advance - plan_.columns.low) / plan_.columns.step;
+          tap[taps++] = jd * s.plane_pitch + y * s.row_pitch + x % s.phases * s.columns + x / s.phases;
+        }
+    return taps;
+  }
+  // Strip elements between rows of outputs.
+  int64_t strip_row_step(const StripShape& s, const AxisTaps& th) const {
+    Window height;
+    height.init(th, plan_.axis[1].step_in);
+    return plan_.axis[1].step_in / height.step * s.row_pitch;
+  }
+  static int64_t most_taps(const ConvPlan<T>& plan) {
+    int64_t taps = 1;
+    for (const ConvAxis& axis : plan.axis) taps *= ceil_div(axis.kernel, axis.modulus);
+    return taps;
+  }
+
+  // One output's sum, tap by tap with range checks, in the order of sums of the fast path. Only for weights that are not
+  // all finite, where a stored zero of the padding would become NaN. `weight`: [chunk][tap][channel], `wide` apart.
+  T safe_sum(const Place& p, const AxisTaps& td, const AxisTaps& th, const AxisTaps& tw, const T* weight, int64_t wide,
+             int64_t n, int64_t y, int64_t x) const {
+    const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1], &w = plan_.axis[2];
+    const int64_t taps = td.count * th.count * tw.count, chunk = chunk_channels(plan_.in_channels, taps);
+    const T* in = op_.in + p.group * plan_.in_channels * op_.in_stride[1] + (p.first_image + n) * op_.in_stride[0];
+    T total = T(0);
+    for (int64_t c = 0; c < plan_.in_channels; c += chunk) {
+      const int64_t size = min_of(chunk, plan_.in_channels - c);
+      T sum = T(0);
+      for (int64_t tap = 0; tap < taps; tap++) {
+        const int64_t jd = tap / (th.count * tw.count), jh = tap / tw.count % th.count, jw = tap % tw.count;
+        const int64_t id = p.depth / d.step_out * d.step_in + td.offset + jd * td.advance;
+        const int64_t ih = (p.first_row + y) * h.step_in + th.offset + jh * th.advance;
+        const int64_t iw = (p.first_col + x) * w.step_in + tw.offset + jw * tw.advance;
+        if (id < 0 || id >= d.in || ih < 0 || ih >= h.in || iw < 0 || iw >= w.in) continue;
+        const T* pixel = in + id * op_.in_stride[2] + ih * op_.in_stride[3] + iw * op_.in_stride[4];
+        const T* row = weight + (c * taps + tap * size) * wide;
+        for (int64_t j = 0; j < size; j++) sum += pixel[(c + j) * op_.in_stride[1]] * row[j * wide];
+      }
+      total = c == 0 ? sum : total + sum;
+    }
+    return total;
+  }
+
+  const ConvPlan<T>& plan_;
+  const ConvOperands<T>& op_;
+};
