@@ -106,7 +106,9 @@ class Assembly:
     def _check_bytes(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
         size = _bytes(shape, dtype)
         if size >= BYTES_LIMIT:
-            raise ShapeError(f"{self.op}: {name} of shape {shape} would have {size} bytes, the limit is 2**62 - 1.")
+            raise ShapeError(
+                f"{self.op}: {name} of shape {shape} would have {size} bytes, the limit is 2**62 - 1. Make it smaller."
+            )
 
     def _slot(self, request: Request, operand: Operand, name: str, array: np.ndarray) -> int:
         if name in self.names:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from .. import plan
 from ..errors import ArgumentError, ShapeError
 from ..plan import MISS
 from ..spec import DTYPES, ChannelGeometry, ConvGeometry
-from ..spec.arguments import choice, flag, is_sequence, show
+from ..spec.arguments import choice, is_sequence, show
 from ..spec.shapes import conv_geometry
 from .docs import described, each_rank
 from .invocation import FLOATS, Invocation, slow_path
@@ -97,7 +99,7 @@ def _conv(
     precision = call.precision(precision)
     x_shape = call.map_shape("x", x.shape, layout)
     weight_shape = call.weight_shape(weight.shape, "Cout, Cin / groups")
-    geometry = conv_geometry(call.op, x_shape, weight_shape, stride, padding, dilation, groups)
+    geometry = conv_geometry(call.op, x_shape, weight_shape, stride, padding, dilation, groups, x.shape)
     _check_int32(call.op, dtype, weight_dtype, geometry)
     request = call.request(
         "conv",
@@ -194,7 +196,7 @@ def _conv_backward(
     precision = call.precision(precision)
     x_shape = call.map_shape("x", x.shape, layout)
     weight_shape = call.weight_shape(weight.shape, "Cout, Cin / groups")
-    geometry = conv_geometry(call.op, x_shape, weight_shape, stride, padding, dilation, groups)
+    geometry = conv_geometry(call.op, x_shape, weight_shape, stride, padding, dilation, groups, x.shape)
     call.check_map("grad_output", grad_output, geometry.y_shape)
     sums = ChannelGeometry(geometry.batch, geometry.out_channels, geometry.output)
     gradient = ("grad_output", grad_output)
@@ -208,6 +210,6 @@ def _conv_backward(
 
 def gradient_mask(op: str, value: object) -> tuple[bool, ...]:
     """Which of (grad_x, grad_weight, grad_bias) are wanted."""
-    if not is_sequence(value) or len(value) != 3:
+    if not is_sequence(value) or len(value) != 3 or not all(isinstance(item, (bool, np.bool_)) for item in value):
         raise ArgumentError(f"{op}: output_mask must be three bools, for x, weight and bias, got {show(value)}.")
-    return tuple(flag(op, "output_mask", item) for item in value)
+    return tuple(map(bool, value))

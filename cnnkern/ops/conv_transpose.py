@@ -100,7 +100,7 @@ def _conv_transpose(
     x_shape = call.map_shape("x", x.shape, layout)
     weight_shape = call.weight_shape(weight.shape, "Cin, Cout / groups")
     geometry = conv_transpose_geometry(
-        call.op, x_shape, weight_shape, stride, padding, output_padding, groups, dilation
+        call.op, x_shape, weight_shape, stride, padding, output_padding, groups, dilation, x.shape
     )
     request = call.request(
         "conv_grad_input",
@@ -189,7 +189,7 @@ def _conv_transpose_backward(
     x_shape = call.map_shape("x", x.shape, layout)
     weight_shape = call.weight_shape(weight.shape, "Cin, Cout / groups")
     geometry = conv_transpose_geometry(
-        call.op, x_shape, weight_shape, stride, padding, output_padding, groups, dilation
+        call.op, x_shape, weight_shape, stride, padding, output_padding, groups, dilation, x.shape
     )
     call.check_map("grad_output", grad_output, geometry.x_shape)
     sums = ChannelGeometry(geometry.batch, geometry.in_channels, geometry.input)

@@ -17,7 +17,18 @@ from ..arrays import as_ndarray, as_writable, result_wrapper
 from ..config import PRECISIONS, current
 from ..errors import ArgumentError, DTypeError, ShapeError
 from ..spec import DTYPES, OPS, SHORT_DTYPES, Geometry, Request
-from ..spec.arguments import LIMIT, axes, axis_letters, choice, integer, is_sequence, layout_name, show
+from ..spec.arguments import (
+    LIMIT,
+    axes,
+    axis_letters,
+    choice,
+    integer,
+    is_integer,
+    is_sequence,
+    layout_name,
+    listed,
+    show,
+)
 from .assembly import Assembly, Named, unlike
 
 FLOATS = ("f32", "f64", "f16", "bf16")
@@ -161,7 +172,7 @@ class Invocation:
 
     def shape_argument(self, name: str, value: Any) -> tuple[int, ...]:
         """A shape that the caller wrote as a tuple or list."""
-        if not is_sequence(value) or len(value) > 8:
+        if not is_sequence(value) or len(value) > 8 or not all(map(is_integer, value)):
             raise ArgumentError(f"{self.op}: {name} must be a shape, a tuple of ints, got {show(value)}.")
         return tuple(integer(self.op, name, extent, 0, value) for extent in value)
 
@@ -170,9 +181,9 @@ class Invocation:
         short = SHORT_DTYPES.get(array.dtype.name)
         if short not in allowed:
             names = [DTYPES[dtype] for dtype in allowed]
-            options = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
             raise DTypeError(
-                f'{self.op}: {name} must be {options}, got {array.dtype}. Convert it: {name}.astype("{names[0]}").'
+                f"{self.op}: {name} must be {listed(names)}, got {array.dtype}."
+                f' Convert it: {name}.astype("{names[0]}").'
             )
         return short
 

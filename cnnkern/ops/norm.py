@@ -233,7 +233,9 @@ def _normalise_by_batch(call: Invocation, geometry: ChannelGeometry, dtype: str,
     """(y, mean, biased variance, rstd). Its own key: the running statistics are no part of the program."""
     values = geometry.batch * prod(geometry.spatial)
     if values == 1 and geometry.channels:
-        raise ShapeError(f"{call.op}: training needs more than one value per channel, x {x.shape} has 1.")
+        raise ShapeError(
+            f"{call.op}: training needs more than one value per channel, x {x.shape} has 1. Use a larger batch."
+        )
     call.key = ("batch_norm_training", x, weight, bias, eps, call.layout)
     result = plan.lookup(*call.key)
     if result is not MISS:

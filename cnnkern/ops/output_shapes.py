@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import ArgumentError, ShapeError
 from ..spec import shapes
-from ..spec.arguments import axis_letters, flag, integer, is_sequence, layout_name, per_axis, show
+from ..spec.arguments import axis_letters, flag, integer, is_integer, is_sequence, layout_name, per_axis, show
 from .docs import described, each_rank
 from .types import Padding, Shape, Size
 from .unfold import fold_rank
@@ -24,7 +24,7 @@ _RAISES = """Raises:
 
 def _sizes(op: str, name: str, value: Any) -> tuple:
     """A shape whose sizes are ints from 0, or symbols that pass untouched."""
-    if not is_sequence(value):
+    if not is_sequence(value) or not all(is_integer(item) or _is_symbol(item) for item in value):
         raise ArgumentError(f"{op}: {name} must be a shape, a tuple of ints, got {show(value)}.")
     return tuple(item if _is_symbol(item) else integer(op, name, item, 0, value) for item in value)
 
@@ -40,6 +40,7 @@ class _Maps:
     def __init__(self, op: str, rank: int, value: Any, layout: Any) -> None:
         shape = _sizes(op, "x_shape", value)
         self.layout = layout_name(op, layout, rank)
+        self.given = shape
         if len(shape) not in (rank + 1, rank + 2):
             raise ShapeError(
                 f"{op}: x_shape must have {rank + 2} axes ({axis_letters(rank, self.layout)}), or {rank + 1} without"
@@ -99,7 +100,7 @@ def _conv_of_rank(n: int):
     ) -> tuple[int, ...]:
         maps = _Maps(op, n, x_shape, layout)
         weight = _weight(op, n, weight_shape)
-        return maps.result(shapes.conv_output(op, maps.logical, weight, stride, padding, dilation, groups))
+        return maps.result(shapes.conv_output(op, maps.logical, weight, stride, padding, dilation, groups, maps.given))
 
     return described(conv_output_shape, op, _CONV, n)
 
@@ -146,7 +147,7 @@ def _conv_transpose_of_rank(n: int):
         maps = _Maps(op, n, x_shape, layout)
         weight = _weight(op, n, weight_shape)
         shape = shapes.conv_transpose_output(
-            op, maps.logical, weight, stride, padding, output_padding, groups, dilation
+            op, maps.logical, weight, stride, padding, output_padding, groups, dilation, maps.given
         )
         return maps.result(shape)
 

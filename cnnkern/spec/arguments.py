@@ -6,7 +6,7 @@ Every function takes the public op's name and the argument's name first, because
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -74,6 +74,12 @@ def per_axis(op: str, name: str, value: Any, rank: int, least: int) -> tuple[int
     return tuple(integer(op, name, item, least, value) for item in value)
 
 
+def listed(options: Iterable[str]) -> str:
+    """ "a, b or c"."""
+    *first, last = options
+    return f"{', '.join(first)} or {last}" if first else last
+
+
 def count_of(values: Sequence) -> str:
     return f"{len(values)} value{'s' * (len(values) != 1)}"
 
@@ -91,8 +97,7 @@ def flag(op: str, name: str, value: Any) -> bool:
 def choice(op: str, name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     """One of a few strings (or None, where that is allowed)."""
     if not (value is None or isinstance(value, (str, bool))) or value not in allowed:
-        options = " or ".join(repr(option) for option in allowed)
-        raise ArgumentError(f"{op}: {name} must be {options}, got {show(value)}.")
+        raise ArgumentError(f"{op}: {name} must be {listed(map(repr, allowed))}, got {show(value)}.")
     return value
 
 

@@ -22,23 +22,45 @@ BYTES_LIMIT = 2**62  # of one array; a product of two such numbers' strides stil
 
 
 def conv_output(
-    op: str, x_shape: Sizes, weight_shape: Sizes, stride: Any, padding: Any, dilation: Any, groups: Any
+    op: str,
+    x_shape: Sizes,
+    weight_shape: Sizes,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    given: Sizes | None = None,
 ) -> Sizes:
     """Shape (N, Cout, out...) of a convolution; ``weight_shape`` is (Cout, Cin / groups, k...)."""
-    windows, _ = _conv_windows(op, x_shape, weight_shape, stride, padding, dilation, groups)
+    windows, _ = _conv_windows(op, x_shape, weight_shape, stride, padding, dilation, groups, given)
     return (x_shape[0], weight_shape[0], *windows.counts(x_shape[2:]))
 
 
 def conv_geometry(
-    op: str, x_shape: Sizes, weight_shape: Sizes, stride: Any, padding: Any, dilation: Any, groups: Any
+    op: str,
+    x_shape: Sizes,
+    weight_shape: Sizes,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    given: Sizes | None = None,
 ) -> ConvGeometry:
-    windows, groups = _conv_windows(op, x_shape, weight_shape, stride, padding, dilation, groups)
+    """Geometry of a convolution. ``given``: the shape of x as the caller wrote it, for messages."""
+    windows, groups = _conv_windows(op, x_shape, weight_shape, stride, padding, dilation, groups, given)
     output = windows.counts(x_shape[2:])
     return _conv(windows, groups, x_shape, (x_shape[0], weight_shape[0], *output))
 
 
 def _conv_windows(
-    op: str, x_shape: Sizes, weight_shape: Sizes, stride: Any, padding: Any, dilation: Any, groups: Any
+    op: str,
+    x_shape: Sizes,
+    weight_shape: Sizes,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    given: Sizes | None,
 ) -> tuple[Windows, int]:
     windows = _weight_windows(op, weight_shape, stride, padding, dilation)
     groups = integer(op, "groups", groups, 1)
@@ -46,18 +68,18 @@ def _conv_windows(
     if known(channels) and channels % groups:
         raise ShapeError(
             f"{op}: groups must divide the channels of x, got {channels} channels"
-            f" {_both(groups, x_shape, weight_shape)}. Use a divisor of {channels}."
+            f" {_both(groups, given or x_shape, weight_shape)}. Use a divisor of {channels}."
         )
     if known(filters) and filters % groups:
         raise ShapeError(
             f"{op}: groups must divide the filters of weight, got {filters} filters"
-            f" {_both(groups, x_shape, weight_shape)}. Use a divisor of {filters}."
+            f" {_both(groups, given or x_shape, weight_shape)}. Use a divisor of {filters}."
         )
     if known(channels, per_group) and channels // groups != per_group:
         wanted = (filters, channels // groups, *weight_shape[2:])
         raise ShapeError(
             f"{op}: weight expects {per_group} channels per group, x has {channels // groups}"
-            f" {_both(groups, x_shape, weight_shape)}."
+            f" {_both(groups, given or x_shape, weight_shape)}."
             f" Give weight shape {wanted}."
         )
     return windows, groups
@@ -103,9 +125,10 @@ def conv_transpose_output(
     output_padding: Any,
     groups: Any,
     dilation: Any,
+    given: Sizes | None = None,
 ) -> Sizes:
     """Shape (N, Cout, out...) of a transposed convolution; ``weight_shape`` is (Cin, Cout / groups, k...)."""
-    return _transposed(op, x_shape, weight_shape, stride, padding, output_padding, groups, dilation)[2]
+    return _transposed(op, x_shape, weight_shape, stride, padding, output_padding, groups, dilation, given)[2]
 
 
 def conv_transpose_geometry(
@@ -117,9 +140,12 @@ def conv_transpose_geometry(
     output_padding: Any,
     groups: Any,
     dilation: Any,
+    given: Sizes | None = None,
 ) -> ConvGeometry:
     """Geometry of the convolution whose input gradient this is: its ``output`` is x, its ``input`` the result."""
-    windows, groups, y_shape = _transposed(op, x_shape, weight_shape, stride, padding, output_padding, groups, dilation)
+    windows, groups, y_shape = _transposed(
+        op, x_shape, weight_shape, stride, padding, output_padding, groups, dilation, given
+    )
     return _conv(windows, groups, y_shape, x_shape)
 
 
@@ -132,6 +158,7 @@ def _transposed(
     output_padding: Any,
     groups: Any,
     dilation: Any,
+    given: Sizes | None,
 ) -> tuple[Windows, int, Sizes]:
     windows = _weight_windows(op, weight_shape, stride, padding, dilation)
     extra = per_axis(op, "output_padding", output_padding, windows.rank, 0)
@@ -139,13 +166,13 @@ def _transposed(
     channels, filters, per_group = x_shape[1], weight_shape[0], weight_shape[1]
     if known(channels, filters) and channels != filters:
         raise ShapeError(
-            f"{op}: weight expects {filters} channels, x has {channels} {_both(groups, x_shape, weight_shape)}."
-            f" Give weight shape {(channels, *weight_shape[1:])}."
+            f"{op}: weight expects {filters} channels, x has {channels}"
+            f" {_both(groups, given or x_shape, weight_shape)}. Give weight shape {(channels, *weight_shape[1:])}."
         )
     if known(channels) and channels % groups:
         raise ShapeError(
             f"{op}: groups must divide the channels of x, got {channels} channels"
-            f" {_both(groups, x_shape, weight_shape)}. Use a divisor of {channels}."
+            f" {_both(groups, given or x_shape, weight_shape)}. Use a divisor of {channels}."
         )
     for axis, amount in enumerate(extra):
         most = max(windows.stride[axis], windows.dilation[axis])
@@ -182,7 +209,7 @@ def _transposed_size(windows: Windows, axis: int, size: int, extra: int) -> int:
         if max(out, reach + 1, out + before + after) >= LIMIT:
             raise ShapeError(
                 f"{windows.op}: padded output would have {out + before + after} {name} (kernel covers {reach + 1}),"
-                " the limit is 2**31 - 1."
+                " the limit is 2**31 - 1. Use a smaller stride or dilation."
             )
     return out
 
@@ -194,7 +221,7 @@ def pool_output(
     op: str, x_shape: Sizes, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
 ) -> Sizes:
     """Shape (N, C, out...) of max, average or lp pooling."""
-    windows = parse_windows(op, len(x_shape) - 2, kernel, stride, padding, dilation, ceil_mode)
+    windows = _pool_windows(op, len(x_shape) - 2, kernel, stride, padding, dilation, ceil_mode)
     sizes = tuple(x_shape[2:])
     counts = windows.counts(sizes)
     if known(*sizes):
@@ -205,7 +232,7 @@ def pool_output(
 def pool_geometry(
     op: str, x_shape: Sizes, kernel: Any, stride: Any, padding: Any, dilation: Any = 1, ceil_mode: bool = False
 ) -> PoolGeometry:
-    windows = parse_windows(op, len(x_shape) - 2, kernel, stride, padding, dilation, ceil_mode)
+    windows = _pool_windows(op, len(x_shape) - 2, kernel, stride, padding, dilation, ceil_mode)
     sizes = tuple(x_shape[2:])
     counts = windows.counts(sizes)
     _check_pool(windows, sizes, counts)
@@ -221,6 +248,13 @@ def pool_geometry(
         pad_before=before,
         pad_after=after,
     )
+
+
+def _pool_windows(
+    op: str, rank: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool = False
+) -> Windows:
+    """Windows side by side where no stride is given."""
+    return parse_windows(op, rank, kernel, kernel if stride is None else stride, padding, dilation, ceil_mode)
 
 
 def _check_pool(windows: Windows, sizes: Sizes, counts: Sizes) -> None:
@@ -239,7 +273,7 @@ def adaptive_output(op: str, x_shape: Sizes, output_size: Any) -> Sizes:
     for axis, (size, out) in enumerate(zip(sizes, output)):
         if known(size, out) and size == 0 and out > 0:
             name = AXIS_NAMES[len(sizes)][axis]
-            raise ShapeError(f"{op}: x has 0 {name} (x {x_shape}), so that output_size must be 0 there, got {out}.")
+            raise ShapeError(f"{op}: x has 0 {name}, so that output_size must be 0 there, got {out}.")
     return (*x_shape[:2], *output)
 
 
@@ -260,7 +294,7 @@ def adaptive_geometry(op: str, x_shape: Sizes, output_size: Any) -> ResizeGeomet
 def unpool_output(op: str, x_shape: Sizes, kernel: Any, stride: Any, padding: Any, output_size: Any) -> Sizes:
     """Shape (N, C, out...) of max unpooling; by default the smallest input from which pooling makes ``x_shape``."""
     rank = len(x_shape) - 2
-    windows = parse_windows(op, rank, kernel, stride, padding, 1)
+    windows = _pool_windows(op, rank, kernel, stride, padding, 1)
     if output_size is not None:
         if is_sequence(output_size) and len(output_size) == rank + 2:
             raise ArgumentError(

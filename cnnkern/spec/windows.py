@@ -99,14 +99,14 @@ class Windows:
 def parse_windows(
     op: str, rank: int, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool = False
 ) -> Windows:
-    """Check kernel, stride (None: the kernel), padding and dilation as the caller wrote them.
+    """Check kernel, stride, padding and dilation as the caller wrote them.
 
     Raises:
         ArgumentError: not one positive int per axis, or not in the padding grammar.
         ShapeError: a value of 2**31 or more.
     """
     kernel = per_axis(op, "kernel_size", kernel, rank, 1)
-    stride = kernel if stride is None else per_axis(op, "stride", stride, rank, 1)
+    stride = per_axis(op, "stride", stride, rank, 1)
     dilation = per_axis(op, "dilation", dilation, rank, 1)
     return Windows(op, kernel, stride, dilation, parse_padding(op, padding, kernel, dilation), ceil_mode)
 
