@@ -1,0 +1,70 @@
+"""The table of kernels as test parameters: every row, in every dtype and layout that it has.
+
+A row whose instruction set this CPU lacks is skipped with that sentence, so the summary of a run names it. Which rows
+there are is asked of ``cnnkern.kernels()``; there is no list of rows in the tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import pytest
+
+import cnnkern
+from cnnkern.spec import OPS, Kernel
+
+ROWS = cnnkern.kernels()
+NATIVE = cnnkern.kernels(backend="cpp")
+AVAILABLE = cnnkern.build_info()["available"]  # instruction sets of the native rows that this CPU offers
+FUSED = [isa for isa in AVAILABLE if isa != "scalar"]  # those with fused multiply-add: equal bits under "strict"
+
+needs_native = pytest.mark.skipif(not NATIVE, reason="the native module is not built")
+
+
+class Case(NamedTuple):
+    row: Kernel
+    dtype: str
+    layout: str
+
+    def __str__(self) -> str:
+        return f"{self.row.op}.{self.row.name}.{self.dtype}-{self.layout}"
+
+
+def missing(row: Kernel) -> str | None:
+    """Why this row cannot run here."""
+    return None if row.isa is None or row.isa in AVAILABLE else f"this CPU lacks {row.isa}"
+
+
+def _parameter(value: Any, row: Kernel, name: str) -> Any:
+    reason = missing(row)
+    return pytest.param(value, id=name, marks=[pytest.mark.skip(reason=reason)] if reason else [])
+
+
+def _layouts(row: Kernel) -> tuple[str, ...]:
+    spec = OPS[row.op]
+    return row.layouts if any(operand.map for operand in (*spec.inputs, *spec.outputs)) else row.layouts[:1]
+
+
+def _chosen(ops: tuple[str, ...], native: bool) -> Iterator[Kernel]:
+    rows = [row for row in (NATIVE if native else ROWS) if not ops or row.op in ops]
+    assert not ops or {row.op for row in rows} == set(ops) or (native and not NATIVE), "an op without a row"
+    yield from rows
+
+
+def each_case(*ops: str, native: bool = False) -> pytest.MarkDecorator:
+    """Parametrize by ``case``: every row of these table ops (none: of all), in each of its dtypes and layouts.
+
+    native: without the reference, which knows neither threads nor instruction sets.
+    """
+    cases = [
+        Case(row, dtype, layout) for row in _chosen(ops, native) for dtype in row.dtypes for layout in _layouts(row)
+    ]
+    cases.sort(key=lambda case: (case.row.op, case.dtype, case.layout))  # rows side by side share their expectations
+    return pytest.mark.parametrize("case", [_parameter(case, case.row, str(case)) for case in cases])
+
+
+def each_row(*ops: str, native: bool = False) -> pytest.MarkDecorator:
+    """Parametrize by ``row``: every row of these table ops (none: of all)."""
+    rows = list(_chosen(ops, native))
+    return pytest.mark.parametrize("row", [_parameter(row, row, f"{row.op}.{row.name}") for row in rows])
