@@ -7,6 +7,7 @@ Either way the whole output must have been written, and nothing beside it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import sqrt
 from typing import Any
 
@@ -19,7 +20,6 @@ from .calls import public_call
 from .data import Guarded, poison
 from .definition import DEFINITIONS, products_per_point, sample_points
 
-Outputs = tuple[np.ndarray | None, ...]
 POINTS = 256
 FEWEST_POINTS = 32
 PRODUCTS = 30_000_000  # about half a second of checking
@@ -36,7 +36,7 @@ _UNIT = {"f64": 2.0**-53}
 def compare(
     problem: Problem,
     inputs: dict[str, np.ndarray],
-    outputs: Outputs,
+    outputs: Sequence[np.ndarray | None],
     how: str,
     row: str = "",
     tolerance: float | None = None,
@@ -73,7 +73,7 @@ def compare(
     return None
 
 
-def unwritten(problem: Problem, outputs: Outputs) -> str | None:
+def unwritten(problem: Problem, outputs: Sequence[np.ndarray | None]) -> str | None:
     """Whether an output still holds the value it was filled with before the call."""
     for spec, got in zip(problem.outputs, outputs):
         if got is None or spec.dtype == np.bool_:
@@ -85,7 +85,9 @@ def unwritten(problem: Problem, outputs: Outputs) -> str | None:
     return None
 
 
-def run_guarded(problem: Problem, inputs: dict[str, np.ndarray], kernel: Any) -> tuple[Outputs, str | None]:
+def run_guarded(
+    problem: Problem, inputs: dict[str, np.ndarray], kernel: Any
+) -> tuple[tuple[np.ndarray, ...], str | None]:
     """Run a row of the table on guarded, poisoned outputs: the outputs, and what was damaged around them."""
     guarded = [Guarded.like(spec) for spec in problem.outputs]
     arrays = {**inputs, **{spec.name: g.array for spec, g in zip(problem.outputs, guarded)}}

@@ -75,6 +75,6 @@ def verify(problem: Problem, how: str, seed: int) -> tuple[str, str | None]:
     if sentence := damage or check.unwritten(problem, guarded):
         return row, sentence
     for spec, first, second in zip(problem.outputs, outputs, guarded):
-        if first is not None and not np.array_equal(first, second, equal_nan=spec.dtype.kind == "f"):
+        if first is not None and first.tobytes() != second.tobytes():
             return row, f"{spec.name}: the public call and the row itself give different bits"
     return row, None

@@ -60,9 +60,14 @@ class Worker:
             env=worker_environment(environment, _import_roots()),
         )
         self.pid = self._process.pid
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(self.pid, cpus)
-        self._read()  # {"ready": true}
+        ready = False
+        try:
+            if hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(self.pid, cpus)
+            ready = self._read()["ready"]
+        finally:
+            if not ready:  # it died, or Ctrl-C came while it was starting
+                self.close()
 
     def ask(self, **message: Any) -> dict[str, Any]:
         """Wake the worker, send a message, wait for the answer, stop it again.

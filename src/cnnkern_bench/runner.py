@@ -102,7 +102,9 @@ def _own_arms(case: Case, options: Options) -> list[Arm]:
         return [Arm(OWN)]
     wanted = re.compile(options.kernel)
     rows = [row.name for row in ck.kernels(case.problem.op, options.backend)]
-    return [Arm(row) for row in dict.fromkeys(rows) if wanted.search(row)]
+    found = [Arm(row) for row in dict.fromkeys(rows) if wanted.search(row)]
+    nothing = f"it has no kernel that {options.kernel!r} finds: {', '.join(rows)}"
+    return found or [Arm(OWN, status="cannot", message=nothing)]
 
 
 def run(cases: Sequence[Case], options: Options, progress: Progress = lambda done, total, text: None) -> RunResult:
@@ -169,7 +171,9 @@ class _Run:
                     _CaseInLaunch(result, number, workers, self.options, self.effort, self.rng).measure()
                     self.done += 1
                 if threads not in self.roofs:
-                    self.roofs[threads] = _measure_roofs(workers, group, threads)
+                    self.roofs[threads] = roofs = Roofs()
+                    with contextlib.suppress(WorkerDied):  # times without a roof beside them are still times
+                        _measure_roofs(roofs, workers, group, threads)
         self.progress(self.done, self.total, f"launch {number + 1} done")
 
     @contextlib.contextmanager
@@ -340,9 +344,8 @@ class _CaseInLaunch:
         return slots, causes
 
 
-def _measure_roofs(workers: _Workers, results: Sequence[CaseResult], threads: int) -> Roofs:
-    """The roofs that the cases of this launch need, measured in our worker."""
-    roofs = Roofs()
+def _measure_roofs(roofs: Roofs, workers: _Workers, results: Sequence[CaseResult], threads: int) -> None:
+    """Fill in the roofs that the cases of this launch need, measured in our worker."""
     worker = workers.of(Arm(OWN))
     for result in results:
         problem = result.case.problem
@@ -353,7 +356,6 @@ def _measure_roofs(workers: _Workers, results: Sequence[CaseResult], threads: in
                 _fill(roofs.peaks, peak_key(arm.row), "peak", worker, threads)
             else:
                 _fill(roofs.copies, copy_size(problem.bytes), "copy", worker, threads)
-    return roofs
 
 
 def _fill(store: dict[Any, float | None], what: str | int, kind: str, worker: Worker | Local, threads: int) -> None:

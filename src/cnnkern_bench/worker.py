@@ -39,6 +39,8 @@ class Session:
 
     def _open(self, m: Message) -> Message:
         problem = parse(m["case"])
+        if problem.cold:
+            return {"cannot": f"cold={problem.cold}: only times with warm caches are measured"}
         try:
             if m["arm"] in peers.PEERS:
                 return self._open_peer(m, problem)

@@ -60,6 +60,8 @@ def bench(ctx: click.Context, cases: tuple[str, ...], **given: Any) -> None:
         click.echo("no case is left: nothing to measure. See: cnnkern list cases", err=True)
         ctx.exit(NOTHING)
     click.echo(_title(selected, options), err=True)
+    if most := _too_many_threads(selected):
+        click.echo(most, err=True)
     with progress(given["progress_kind"]) as show:
         result = cb.run(selected, options, show)
     result.command, result.fingerprint = sys.argv, machine.fingerprint()
@@ -108,6 +110,12 @@ def _title(cases: list[cb.Case], options: cb.Options) -> str:
         f"{len(cases)} cases{arms}, {options.effort.launches} launches,"
         f" {'/'.join(map(str, threads))} threads on {facts['name']} (hardware {machine.hardware_id()})"
     )
+
+
+def _too_many_threads(cases: list[cb.Case]) -> str | None:
+    threads = max(case.problem.threads or ck.get_num_threads() for case in cases)
+    cpus = len(machine.available_cpus())
+    return f"warning: {threads} threads on {cpus} CPUs take turns" if threads > cpus else None
 
 
 def _exit_code(result: cb.RunResult) -> int:

@@ -44,15 +44,19 @@ def test_processes_of_their_own() -> None:
 def test_a_row_for_each_kernel_that_the_pattern_finds() -> None:
     result = run(CASES[:1], backend=None, kernel="^reference")
     assert [arm.name for arm in result.cases[0].arms] == ["reference.direct"]
+    nothing = run(CASES[:1], backend=None, kernel="^turbo")
+    assert "no kernel that '^turbo' finds: " in nothing.cases[0].arms[0].message
     named = run([f"{CASES[0]}@reference.direct"])
     assert [arm.name for arm in named.cases[0].arms] == ["reference.direct"]
 
 
 def test_refusals_are_sentences_and_no_times() -> None:
-    result = run(["conv2d:mb1ic3ih6oc4kh3@dt=u16", f"{CASES[0]}@cpp.nothing", "conv1d:mb1ic3iw6oc4kw3@plan=1"])
+    asked = ["@dt=u16", "@cpp.nothing", "@cold=all"]
+    result = run([*(f"{CASES[0]}{attribute}" for attribute in asked), "conv1d:mb1ic3iw6oc4kw3@plan=1"])
     messages = [arm.message for case in result.cases for arm in case.arms]
-    assert [case.arms[0].status for case in result.cases] == ["cannot"] * 3
-    assert "uint16" in messages[0] and "cpp.nothing" in messages[1] and messages[2] == "plans are for conv2d"
+    assert [case.arms[0].status for case in result.cases] == ["cannot"] * 4
+    assert "uint16" in messages[0] and "cpp.nothing" in messages[1] and "warm caches" in messages[2]
+    assert messages[3] == "plans are for conv2d"
     assert not result.timed and not result.failures
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -177,3 +180,24 @@ def test_module_entry_ends_without_a_terminal() -> None:
     done = subprocess.run([sys.executable, "-m", "cnnkern_cli", "list", "suites"], capture_output=True, text=True)
     assert done.returncode == 0 and "quick" in done.stdout
     assert subprocess.run([sys.executable, "-m", "cnnkern_cli", "bench", "--mb"], capture_output=True).returncode == 2
+
+
+def test_ctrl_c_ends_the_workers_and_keeps_the_json(tmp_path) -> None:
+    """A real signal to a real run: exit code 130, valid JSON, no worker left behind."""
+    path = tmp_path / "partial.json"
+    command = [sys.executable, "-m", "cnnkern_cli", "bench", "--suite", "vgg16", "--backend", "reference"]
+    run = subprocess.Popen([*command, "--json", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert "9 cases" in run.stderr.readline()
+    deadline = time.monotonic() + 60
+    while not (workers := children(run.pid)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert json.loads(path.read_text())["complete"] is False
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def children(pid: int) -> list[int]:
+    return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
