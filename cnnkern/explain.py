@@ -44,7 +44,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanations:
     if isinstance(op, str) and ":" in op and not args and not kwargs:
         return Explanations((explain_request(problem.parse(op).request()),))
     package = sys.modules[__package__]
-    function = getattr(package, op) if op in package.__all__ else None
+    function = getattr(package, op) if isinstance(op, str) and op in package.__all__ else None
     if not isinstance(function, FunctionType):
         raise ArgumentError(
             f"explain: op must name a public op such as 'conv2d', or be a problem string, got {op!r}."

@@ -7,6 +7,7 @@ layouts below repeat geometry.h; their sizes are compared when the module loads,
 from __future__ import annotations
 
 import functools
+import math
 import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -198,7 +199,7 @@ class _Failure:
                 f"Labels go from 0 to {request.geometry.classes - 1}."
             )
         plane = request.geometry.output if isinstance(request.geometry, ResizeGeometry) else request.geometry.input
-        size = int(np.prod(plane))
+        size = math.prod(plane)
         return ArgumentError(
             f"{op}: index {value} is outside its plane of {size} elements {plane}. Indices go from 0 to {size - 1}."
         )
@@ -284,7 +285,20 @@ def _prepare(rows: dict[str, int], request: Request, weights: dict | None = None
 
 
 def _why_not(rows: dict[str, int], request: Request) -> str | None:
-    return core.why_not(rows[request.dtype], params(request))
+    sentence = core.why_not(rows[request.dtype], params(request))
+    return sentence and sentence.format_map(_sizes(request.geometry))
+
+
+def _sizes(g: Any) -> dict[str, int]:
+    """What the names in a native row's sentence stand for (csrc/cnnkern.h)."""
+    sizes = {}
+    if isinstance(g, ConvGeometry):
+        sizes = {"in_per_group": g.in_channels // g.groups, "out_per_group": g.out_channels // g.groups}
+    if isinstance(g, PoolGeometry):
+        sizes["cells"] = math.prod(g.kernel)
+    if isinstance(g, (ConvGeometry, PoolGeometry, ResizeGeometry)):
+        sizes.update(width=g.output[-1], plane=math.prod(g.input))
+    return sizes
 
 
 core.set_spin_us(config.spin_us)

@@ -247,8 +247,9 @@ struct ConvRowsRow {
     const ck_conv& p = *static_cast<const ck_conv*>(params);
     const int64_t channels = (BACKWARD ? p.in_channels : p.out_channels) / p.groups;
     if (channels > kRowsChannels)
-      return BACKWARD ? "needs at most 4 input channels per group" : "needs at most 4 output channels per group";
-    if (2 * p.out[2] < kLanes<T>) return "needs rows of at least half a vector of outputs";
+      return BACKWARD ? "needs at most 4 input channels per group, got {in_per_group}"
+                      : "needs at most 4 output channels per group, got {out_per_group}";
+    if (2 * p.out[2] < kLanes<T>) return "needs rows of at least half a vector of outputs, got {width}";
     return nullptr;
   }
   static size_t workspace(const void* params, int threads) {

@@ -1,18 +1,18 @@
 // Max pooling with indices: every window is scanned in row-major order, v replaces m if v > m or v is NaN.
 //
 // So the first of equal maxima wins, the last NaN, and a window of -inf gives its first real element, which is where the
-// scan starts. The order matters, so rows are not joined first as in pool_reduce.inl: each row of a window is copied into
-// a padded row (-inf, which never wins) and split by phase; then lanes scan their windows side by side. Five operations
-// per cell: two compares, their union, two blends. NHWC needs no copy, its lanes are channels.
+// scan starts. The order matters, so rows are not joined first as in pool_reduce.inl: each row of x is copied once into a
+// padded row (-inf, which never wins) and split by phase; then lanes scan their windows side by side. Rows without NaN,
+// which the copy finds out, take three operations per cell: a compare and two blends. Channels (NHWC) need no copy.
 //
 // What an index counts is folded into codes, one per window cell: cells of the window, or offsets in the plane of which
 // the output's own column is added last. Lanes are integers as wide as T, hence the limit of max_index_why_not().
 
 static inline const char* max_index_why_not(int64_t index, int64_t cells, int64_t plane, int lane_bytes) {
-  if (index == CK_INDEX_U8 && cells > 256) return "needs at most 256 cells in a window for indices of 8 bits";
-  if (index == CK_INDEX_U16 && cells > 65536) return "needs at most 65536 cells in a window for indices of 16 bits";
+  if (index == CK_INDEX_U8 && cells > 256) return "needs at most 256 cells in a window for indices of 8 bits, got {cells}";
+  if (index == CK_INDEX_U16 && cells > 65536) return "needs at most 65536 cells in a window for indices of 16 bits, got {cells}";
   if (index == CK_INDEX_I64 && lane_bytes == 4 && plane > INT32_MAX) {
-    return "needs a plane of less than 2^31 elements for indices into it";
+    return "needs a plane of less than 2^31 elements for indices into it, got {plane}";
   }
   return nullptr;
 }
@@ -21,23 +21,40 @@ template <class T>
 class PoolScan {
   using Code = IntOf<T>;
   static constexpr int L = kLanes<T>;
-  static constexpr int64_t kBatchBytes = 16 * 1024, kMostBatch = 8;  // as in pool_reduce.inl
+  static constexpr int64_t kBatchBytes = 24 * 1024;  // output rows scanned together, as in pool_reduce.inl
+  static constexpr int64_t kMostBatch = 8;
+
+  struct Kept {  // a row of x in its place
+    int64_t row;
+    bool has_nan;
+  };
+  struct WindowRow {
+    const T* line;
+    Code code;
+  };
 
  public:
   PoolScan(const PoolShape& shape, bool window_index, void* workspace, int threads)
       : shape_(shape), split_(shape.axis[2]), window_index_(window_index), carver_(workspace) {
     spans_.take_elements(carver_, shape);
     if (shape.axis[2].adaptive) return;
-    most_rows_ = min_of(shape.axis[0].kernel, shape.axis[0].in) * min_of(shape.axis[1].kernel, shape.axis[1].in);
+    const PoolAxis &depth = shape.axis[0], &height = shape.axis[1];
+    most_rows_ = min_of(depth.kernel, depth.in) * min_of(height.kernel, height.in);
     padded_ = split_.padded_size<T>();
     line_ = split_.stride == 1 ? padded_ : split_.split_size<T>();
-    const int64_t window_bytes = max_of<int64_t>(1, most_rows_ * line_ * int64_t(sizeof(T)));
-    batch_ = max_of<int64_t>(1, min_of(kMostBatch, kBatchBytes / window_bytes));
+    auto reach = [](const PoolAxis& axis, int64_t outputs) {  // elements from the first to the last of some windows
+      return max_of<int64_t>(1, min_of(axis.in, (outputs - 1) * window_step(axis) + (axis.kernel - 1) * axis.dilation + 1));
+    };
+    ring_.depths = reach(depth, 1);
+    for (batch_ = min_of(kMostBatch, height.out); batch_ > 1; batch_--)
+      if (ring_.depths * reach(height, batch_) * line_ * int64_t(sizeof(T)) <= kBatchBytes) break;
+    ring_.heights = reach(height, batch_);
     offset_ = carver_.take<int64_t>(split_.taps);
     first_code_ = carver_.take<Code>(shape.axis[2].out + L);
-    lane_elements_ = kPadded * padded_ + batch_ * most_rows_ * line_;
+    lane_elements_ = kPadded * padded_ + ring_.places() * line_;
     lanes_ = carver_.take<T>(lane_elements_ * threads);
-    codes_ = carver_.take<Code>(batch_ * most_rows_ * threads);
+    kept_ = carver_.take<Kept>(ring_.places() * threads);
+    window_rows_ = carver_.take<WindowRow>(batch_ * most_rows_ * threads);
   }
   size_t workspace_bytes() const { return carver_.bytes; }
 
@@ -89,10 +106,22 @@ class PoolScan {
   }
   Code column_advance() const { return window_index_ ? 0 : Code(shape_.axis[2].stride); }
 
+  // From one window to the next: at most this many elements.
+  static int64_t window_step(const PoolAxis& axis) {
+    return axis.adaptive ? axis.in / max_of<int64_t>(axis.out, 1) + 1 : axis.stride;
+  }
+
+  template <bool kNan>
   static void take(Vec<T>& best, Vec<Code>& index, Vec<T> v, Vec<Code> code) {
-    const auto better = (v > best) | (v != v);
-    best = better ? v : best;
-    index = better ? code : index;
+    if constexpr (kNan) {
+      const auto better = (v > best) | (v != v);
+      best = better ? v : best;
+      index = better ? code : index;
+    } else {
+      const auto better = v > best;
+      best = better ? v : best;
+      index = better ? code : index;
+    }
   }
 
   // ---- lanes along rows
@@ -100,42 +129,63 @@ class PoolScan {
   void rows_of_planes(int64_t begin, int64_t end, int lane) const {
     T* const padded = lanes_ + lane * lane_elements_;
     T* const lines = padded + kPadded * padded_;
-    Code* const codes = codes_ + lane * batch_ * most_rows_;
+    Kept* const kept = kept_ + lane * ring_.places();
+    WindowRow* const window_rows = window_rows_ + lane * batch_ * most_rows_;
     for (int64_t i = 0; i < lane_elements_; i++) padded[i] = -T(INFINITY);
+    for (int64_t i = 0; i < ring_.places(); i++) kept[i] = {-1, false};
     RowPlace read(begin, shape_.channels, shape_.axis[0].out, shape_.axis[1].out), write = read;
     int64_t turn = 0;
-    for (int64_t row = begin; row < end; row += batch_) {
-      const int64_t count = min_of(batch_, end - row);
+    for (int64_t row = begin, count; row < end; row += count) {
+      count = min_of(min_of(batch_, end - row), shape_.axis[1].out - read.h);  // of one plane
+      bool nan[kMostBatch] = {};
       for (int64_t b = 0; b < count; b++, read.next()) {
         const Span depth = spans_.axis[0][read.d], height = spans_.axis[1][read.h];
-        T* line = lines + b * most_rows_ * line_;
-        Code* code = codes + b * most_rows_;
+        WindowRow* window_row = window_rows + b * most_rows_;
         for (int64_t a = 0; a < depth.count; a++)
-          for (int64_t r = 0; r < height.count; r++, line += line_) {
+          for (int64_t r = 0; r < height.count; r++) {
             const int64_t d = depth.first + a * shape_.axis[0].dilation, h = height.first + r * shape_.axis[1].dilation;
-            *code++ = row_code(d, h, depth.tap + a, height.tap + r);
-            T* const to = split_.stride == 1 ? line : padded + turn++ % kPadded * padded_;
-            copy_row<kUnit>(static_cast<const T*>(x_.data) + read.n * x_.stride[0] + read.c * x_.stride[1] +
-                                d * x_.stride[2] + h * x_.stride[3],
-                            to + split_.pad);
-            if (split_.stride != 1) split_.split(to, line);
+            const int64_t x_row =
+                ((read.n * shape_.channels + read.c) * shape_.axis[0].in + d) * shape_.axis[1].in + h;
+            const int64_t place = ring_.place(d, h);
+            T* const line = lines + place * line_;
+            if (kept[place].row != x_row) {
+              T* const to = split_.stride == 1 ? line : padded + turn++ % kPadded * padded_;
+              kept[place] = {x_row, copy_row<kUnit>(static_cast<const T*>(x_.data) + read.moved(d, h).offset(x_),
+                                                    to + split_.pad)};
+              if (split_.stride != 1) split_.split(to, line);
+            }
+            nan[b] = nan[b] || kept[place].has_nan;
+            *window_row++ = {line, row_code(d, h, depth.tap + a, height.tap + r)};
           }
       }
-      for (int64_t b = 0; b < count; b++, write.next())
-        scan_row<Index, kUnit>(write, lines + b * most_rows_ * line_, codes + b * most_rows_);
+      for (int64_t b = 0; b < count; b++, write.next()) {
+        if (nan[b]) scan_row<Index, kUnit, true>(write, window_rows + b * most_rows_);
+        else scan_row<Index, kUnit, false>(write, window_rows + b * most_rows_);
+      }
     }
   }
 
+  // Copies the columns that windows reach; is there a NaN among them?
   template <bool kUnit>
-  void copy_row(const T* from, T* to) const {
+  bool copy_row(const T* from, T* to) const {
     const int64_t step = kUnit ? 1 : x_.stride[4], columns = split_.columns();
+    Vec<Code> nan{};
     int64_t i = 0;
-    for (; i + L <= columns; i += L) store(to + i, load_at<T>(from + i * step, step, L));
-    if (i < columns) store_n<T>(to + i, load_at<T>(from + i * step, step, int(columns - i)), int(columns - i));
+    for (; i + L <= columns; i += L) {
+      const Vec<T> v = load_at<T>(from + i * step, step, L);
+      nan |= (Vec<Code>)(v != v);
+      store(to + i, v);
+    }
+    if (i < columns) {
+      const Vec<T> v = load_at<T>(from + i * step, step, int(columns - i));
+      nan |= (Vec<Code>)(v != v);
+      store_n<T>(to + i, v, int(columns - i));
+    }
+    return any<Code>(nan);
   }
 
-  template <class Index, bool kUnit>
-  void scan_row(const RowPlace& at, const T* lines, const Code* codes) const {
+  template <class Index, bool kUnit, bool kNan>
+  void scan_row(const RowPlace& at, const WindowRow* window_rows) const {
     const int64_t outputs = shape_.axis[2].out;
     const int64_t rows = spans_.axis[0][at.d].count * spans_.axis[1][at.h].count;
     const int64_t step = kUnit ? 1 : out_.stride[4], index_step = kUnit ? 1 : index_.stride[4];
@@ -144,19 +194,33 @@ class PoolScan {
     const Vec<Code> next = splat_code(window_index_ ? 1 : Code(shape_.axis[2].dilation));
     Vec<Code> columns{};
     for (int lane = 0; lane < L; lane++) columns[lane] = Code(lane) * column_advance();
-    for (int64_t o = 0; o < outputs; o += L) {
-      Vec<T> best = splat(-T(INFINITY));
-      Vec<Code> index = load(first_code_ + o) + splat_code(codes[0]);
-      const T* line = lines + o;
-      for (int64_t t = 0; t < rows; t++, line += line_) {
-        Vec<Code> code = splat_code(codes[t] + column_code(0));
-        for (int64_t j = 0; j < split_.taps; j++, code += next) take(best, index, load(line + offset_[j]), code);
+
+    // V vectors of outputs from o on; n lanes of the last one exist.
+    auto scan = [&](auto vectors, int64_t o, int n) {
+      constexpr int V = decltype(vectors)::value;
+      Vec<T> best[V];
+      Vec<Code> index[V];
+      for (int v = 0; v < V; v++) {
+        best[v] = splat(-T(INFINITY));
+        index[v] = load(first_code_ + o + v * L) + splat_code(window_rows[0].code);
       }
-      const int n = int(min_of<int64_t>(L, outputs - o));
-      store_at<T>(out + o * step, step, best, n);
-      index += columns + splat_code(Code(o) * column_advance());
-      store_index<Code>(indices + o * index_step, index_step, index, n);
-    }
+      for (int64_t t = 0; t < rows; t++) {
+        const T* const line = window_rows[t].line + o;
+        Vec<Code> code = splat_code(window_rows[t].code + column_code(0));
+        for (int64_t j = 0; j < split_.taps; j++, code += next)
+          for (int v = 0; v < V; v++) take<kNan>(best[v], index[v], load(line + offset_[j] + v * L), code);
+      }
+      for (int v = 0; v < V; v++) {
+        const int64_t at_v = o + v * L;
+        const int lanes = v == V - 1 ? n : L;
+        store_at<T>(out + at_v * step, step, best[v], lanes);
+        index[v] += columns + splat_code(Code(at_v) * column_advance());
+        store_index<Code>(indices + at_v * index_step, index_step, index[v], lanes);
+      }
+    };
+    int64_t o = 0;
+    for (; o + 2 * L <= outputs; o += 2 * L) scan(Constant<2>{}, o, L);
+    for (; o < outputs; o += L) scan(Constant<1>{}, o, int(min_of<int64_t>(L, outputs - o)));
   }
 
   static Vec<Code> splat_code(Code code) { return code - Vec<Code>{}; }
@@ -216,7 +280,7 @@ class PoolScan {
         const T* p = x + d * x_.stride[2] + h * x_.stride[3] + width.first * x_.stride[4];
         Code code = row_code(d, h, depth.tap + a, height.tap + r) + first_column;
         for (int64_t j = 0; j < width.count; j++, p += step, code += Code(code_step))
-          for (int v = 0; v < V; v++) take(best[v], index[v], load_at<T>(p + v * L, 1, n), splat_code(code));
+          for (int v = 0; v < V; v++) take<true>(best[v], index[v], load_at<T>(p + v * L, 1, n), splat_code(code));
       }
     for (int v = 0; v < V; v++) {
       store_at<T>(out + v * L, 1, best[v], n);
@@ -229,10 +293,12 @@ class PoolScan {
   const bool window_index_;
   Carver carver_;
   int64_t most_rows_ = 0, padded_ = 0, line_ = 0, batch_ = 0, lane_elements_ = 0;
+  RowRing ring_{};
   SpanTable spans_;
   int64_t* offset_ = nullptr;
   Code* first_code_ = nullptr;
   T* lanes_ = nullptr;
-  Code* codes_ = nullptr;
+  Kept* kept_ = nullptr;
+  WindowRow* window_rows_ = nullptr;
   ck_tensor x_, out_, index_;
 };
