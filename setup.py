@@ -174,6 +174,7 @@ ParallelCompile("CNNKERN_BUILD_JOBS", default=0, max=8).install()
 setup(
     packages=find_packages(".", include=["cnnkern", "cnnkern.*"]) + find_packages("src"),
     package_dir={"": "src", "cnnkern": "cnnkern"},
+    include_package_data=False,  # only what is named here
     package_data={
         "": ["py.typed"],
         "cnnkern": ["*.pyi", "_build_info.json"],
