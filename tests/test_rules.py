@@ -51,6 +51,8 @@ RULES = (  # the first match holds
     Rule("cnnkern/plan.py", (*FOUNDATION, "cnnkern.backends", "cnnkern.dispatch"), ("numpy",), ("cnnkern.backends.*",)),
     Rule("cnnkern/ops/*", (*FOUNDATION, "cnnkern.dispatch", "cnnkern.plan", "cnnkern.ops.*"), ("numpy",)),
     Rule("cnnkern/explain.py", (*FOUNDATION, "cnnkern.dispatch", "cnnkern.plan", "cnnkern.ops", "cnnkern.ops.*")),
+    Rule("cnnkern/interop/__init__.py", ()),
+    Rule("cnnkern/interop/threadpoolctl.py", ("cnnkern",), ("threadpoolctl",)),
     Rule("cnnkern/machine.py", (*FOUNDATION, "cnnkern.backends"), (), ("cnnkern._cnnkern_core",)),
     Rule("cnnkern/__init__.py", ("cnnkern.[!bi]*",)),  # neither backends nor interop
     Rule("src/cnnkern_bench/peers/*_peer.py", (*PUBLIC, "cnnkern_bench.*"), ("numpy", *PEERS)),  # loaded by name
