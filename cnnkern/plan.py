@@ -77,7 +77,6 @@ def _first_lookup(*key: Any) -> Any:
     if load("cpp").reason is None:
         from .backends import cpp
 
-        config.subscribe(cpp.set_settings)
         lookup = cpp.lookup
         return lookup(*key)
     lookup = _never

@@ -245,6 +245,8 @@ _LARGE_CONV = (
     "g8mb2ic64ih14oc64kh3sh2ph1",
     "mb1ic64ih28oc17kh1",
     "mb2ic8id6ih12iw13oc20kd3pd1",
+    "g40mb2ic40ih30oc40kh3ph1",
+    "mb1ic24ih40oc3kh5ph2",
 )
 _LARGE_WINDOWS = ("mb2ic24ih57kh3sh2ph1", "mb2ic48ih30kh2sh2", "mb1ic7ih64kh5sh1ph2", "mb2ic9id8ih16kd3sd2pd1")
 _LARGE_PLANES = ("mb2ic50ih40oh7", "mb3ic300ih13oh1")

@@ -228,6 +228,7 @@ def packed_program(
     call: Call, kernel: Kernel, arrays: Sequence[np.ndarray | None], packed: core.Program | None
 ) -> core.Program:
     """A one-step program whose weights are packed now, or shared with ``packed``."""
+    config.sync()  # a thread that only runs plans has not been told its settings yet
     native = program(call, [kernel], arrays)
     if packed is not None:
         native.share_packed(0, packed)
@@ -302,3 +303,4 @@ def _sizes(g: Any) -> dict[str, int]:
 
 
 core.set_spin_us(config.spin_us)
+config.subscribe(set_settings)
