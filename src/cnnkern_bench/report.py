@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TextIO
 
 from .compare import FASTEST, Summary, of_roof, ratios, summarize
-from .results import Arm, CaseResult, RunResult
+from .results import OUT_OF_TIME, Arm, CaseResult, RunResult
 from .roofs import rate
 
 SORTS = ("case", "time", "rate", "peak", "ratio")
@@ -61,8 +61,12 @@ def _row(run: RunResult, result: CaseResult, arm: Arm) -> Row:
         format_time(time.seconds, time.interval) + (" ~" if result.disturbed else ""),
         f"{amount:.{1 if amount < 100 else 0}f} {unit}",
         "-" if part is None else f"{part:.0%}" + (" !" if part > ABOVE_ROOF else ""),
-        *(f"{to_peers[name]:.2f}" if name in to_peers else "-" for name in columns),
+        *(_ratio(to_peers.get(name)) for name in columns),
     )
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}" if value >= 0.1 else f"{value:.1g}"
 
 
 def notes(run: RunResult) -> list[str]:
@@ -90,7 +94,7 @@ def _declined(run: RunResult) -> list[str]:
     found: dict[tuple[str, str, str], list[str]] = {}
     for result in run.cases:
         for arm in result.arms:
-            if arm.status in verbs and (arm.peer or arm.status == "cannot"):
+            if arm.status in verbs and (arm.message != OUT_OF_TIME if arm.peer else arm.status == "cannot"):
                 found.setdefault((arm.name, arm.status, arm.message), []).append(result.case.id)
     return [
         f"{name} {verbs[status]} {cases[0] if len(cases) == 1 else f'{len(cases)} cases'}: {message}"
@@ -120,10 +124,11 @@ def summary_rows(run: RunResult) -> list[Row]:
     for s in summarize(run):
         cells = []
         for name in names:
-            cells += [f"{s.means[name]:.2f}", f"{s.minima[name]:.2f}"] if name in s.means else ["-", "-"]
+            cells += [_ratio(s.means.get(name)), _ratio(s.minima.get(name))]
         count = f"{s.count}" + (f" ({s.failed} failed)" if s.failed else "")
         roof = "-" if s.of_roof is None else f"{s.of_roof:.0%}"
-        found.append((s.suite, s.pass_name, s.arm, count, format_time(s.seconds, None), roof, *cells))
+        seconds = format_time(s.seconds, None) if s.count else "-"
+        found.append((s.suite, s.pass_name, s.arm, count, seconds, roof, *cells))
     return found
 
 
@@ -138,7 +143,7 @@ def verdict(run: RunResult) -> str:
         worst = min(compared, key=lambda s: s.minima[FASTEST])
         others = run.peers[0] if len(run.peers) == 1 else f"the fastest of {', '.join(run.peers)}"
         text += f"; {_times(mean)} {others} (geometric mean of {len(values)} cases)"
-        text += f"; lowest {worst.minima[FASTEST]:.2f} in {worst.worst}"
+        text += f"; lowest {_ratio(worst.minima[FASTEST])} in {worst.worst}"
     if run.failures:
         text += f"; {len(run.failures)} WRONG OR CRASHED"
     return text + "."
@@ -171,14 +176,21 @@ def write_terminal(run: RunResult, sort: str = "case") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(highlight=False)
     for head, body, title in (
         (headings(run), rows(run, sort), None),
         (summary_headings(run), summary_rows(run), "geometric means and minima"),
     ):
         table = Table(title=title, title_justify="left", header_style="bold", show_edge=False, pad_edge=False)
         for name in head:
-            table.add_column(name, justify="left" if name in ("case", "kernel", "suite", "pass") else "right")
+            words = name in ("case", "kernel", "suite", "pass")
+            table.add_column(
+                name if words else name.replace("_", "_\n"),  # peers' names are longer than their ratios
+                justify="left" if words else "right",
+                overflow="fold",
+                no_wrap=not words,
+                min_width=32 if name == "case" else None,
+            )
         ratio_columns = [i for i, name in enumerate(head) if name.startswith("vs ") or name == "min"]
         for row in body:
             table.add_row(*(_coloured(cell) if i in ratio_columns else _escaped(cell) for i, cell in enumerate(row)))

@@ -11,6 +11,9 @@ from .measure import Estimate, estimate
 from .roofs import Roofs
 
 
+OUT_OF_TIME = "the time budget was used up before"
+
+
 @dataclass
 class Launch:
     """The slots of one arm in one launch: for each slot its samples, seconds per call."""

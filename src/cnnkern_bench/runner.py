@@ -20,7 +20,7 @@ from .load import Counters, too_many_switches
 from .measure import Effort, block_order
 from .own import Forced
 from .process import Local, Worker, WorkerDied
-from .results import Arm, CaseResult, Launch, RunResult
+from .results import OUT_OF_TIME, Arm, CaseResult, Launch, RunResult
 from .roofs import Roofs, bound_by_arithmetic, copy_size, peak_key
 
 OWN = "cnnkern"
@@ -139,27 +139,29 @@ class _Run:
 
     def run(self) -> RunResult:
         found = RunResult(self.results, self.options.peers, self.roofs, seed=self.options.seed)
-        start = time.monotonic()
+        self.start = began = time.monotonic()
+        longest = 0.0  # what a further launch would take
         try:
             for number in range(self.effort.launches):
-                began = time.monotonic()
+                if number and self._over(longest):
+                    break
                 self._launch(number, self.results)
                 found.launches = number + 1
-                now = time.monotonic()
-                if self.options.budget is not None and now - start + (now - began) > self.options.budget:
-                    break
+                longest, began = max(longest, time.monotonic() - began), time.monotonic()
             for number in range(found.launches, found.launches + REPEATS):
                 disturbed = [result for result in self.results if result.disturbed]
-                used = time.monotonic() - start
-                over = self.options.budget is not None and used > self.options.budget
-                if not disturbed or over or not _calm():
+                if not disturbed or self._over(longest + CALM_SECONDS) or not _calm():
                     break
                 self.total += len(disturbed)
                 self._launch(number, disturbed)
         except KeyboardInterrupt:
             found.complete = False
-        found.seconds = time.monotonic() - start
+        found.seconds = time.monotonic() - self.start
         return found
+
+    def _over(self, more: float = 0.0) -> bool:
+        """Whether the budget is used up, or would be after ``more`` seconds."""
+        return self.options.budget is not None and time.monotonic() - self.start + more > self.options.budget
 
     def _launch(self, number: int, results: Sequence[CaseResult]) -> None:
         for threads in sorted({result.threads for result in results}):
@@ -167,6 +169,9 @@ class _Run:
             self.rng.shuffle(group)
             with self._workers(threads) as workers:
                 for result in group:
+                    if self._over():
+                        _leave_out(result)
+                        continue
                     self.progress(self.done, self.total, f"launch {number + 1}  {result.case.id}")
                     _CaseInLaunch(result, number, workers, self.options, self.effort, self.rng).measure()
                     self.done += 1
@@ -183,6 +188,13 @@ class _Run:
             yield workers
         finally:
             workers.close()
+
+
+def _leave_out(result: CaseResult) -> None:
+    """Say so where a case was not measured at all."""
+    for arm in result.arms:
+        if arm.status == "ok" and not arm.launches:
+            arm.status, arm.message = "cannot", OUT_OF_TIME
 
 
 class _Workers:

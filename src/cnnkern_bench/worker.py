@@ -104,9 +104,12 @@ class Session:
 
 
 def _own_sentence(message: str, kernel: str | None) -> str:
-    """The line about the forced row from a message that lists every row."""
-    lines = [line.strip() for line in message.splitlines()]
-    return next((line for line in lines if kernel and f".{kernel}." in line.partition(" ")[0]), lines[0])
+    """The sentence about the forced row from a message that lists every row."""
+    for line in message.splitlines():
+        name, _, sentence = line.strip().partition(" ")
+        if kernel and f".{kernel}." in f"{name}.":
+            return sentence.strip()
+    return message
 
 
 def _involuntary_switches() -> int:
