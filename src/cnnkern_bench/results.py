@@ -10,7 +10,6 @@ from .cases import Case
 from .measure import Estimate, estimate
 from .roofs import Roofs
 
-
 OUT_OF_TIME = "the time budget was used up before"
 
 
