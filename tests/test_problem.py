@@ -258,6 +258,7 @@ def test_from_request_spells_every_elementwise_shape() -> None:
             "max_pool2d_grad:mb2ic35ih20iw30oh17ow14kh4kw3sh1sw2",
         ),
         ("--pool mb4ic16_ih10oh10_kh2ph1", "max_pool2d:mb4ic16ih10oh10kh2ph1qh0"),
+        ("mb1ic16oc16_ih10kh5_kh5ph7sh1", "conv2d:mb1ic16ih10oc16oh20kh5ph7@bias=1"),
         ("--pool mb1ic8_id4kd2sd2", "max_pool3d:mb1ic8id4od2kd2sd2"),
     ],
 )

@@ -37,7 +37,7 @@ def from_benchdnn(line: str) -> Problem:
         if driver in given:
             raise ArgumentError(f"benchdnn {line!r}: driver {driver} is not read. Only conv and pool are.")
     sizes_text, _, name = descriptor.partition("n")
-    sizes = read_sizes(sizes_text, line)
+    sizes = read_sizes(sizes_text, line, last_wins=True)
     if given.get("mb", "0") != "0":
         sizes["mb"] = int(given["mb"])
     sizes.setdefault("mb", DEFAULT_BATCH)

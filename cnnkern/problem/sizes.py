@@ -155,8 +155,9 @@ def write_sizes(op: str, g: Geometry) -> Iterator[str]:
 # Reading
 
 
-def read_sizes(text: str, case: str) -> dict[str, int]:
-    """``mb1ic3`` -> {"mb": 1, "ic": 3}. ``case`` is the whole string, for messages."""
+def read_sizes(text: str, case: str, last_wins: bool = False) -> dict[str, int]:
+    """``mb1ic3`` -> {"mb": 1, "ic": 3}. ``case`` is the whole string, for messages. A key given twice is refused,
+    unless the last one wins."""
     sizes: dict[str, int] = {}
     position = 0
     while position < len(text):
@@ -167,7 +168,7 @@ def read_sizes(text: str, case: str) -> dict[str, int]:
                 f"Keys: {' '.join(KEYS)}."
             )
         key, value = match[1], int(match[2])
-        if key in sizes:
+        if key in sizes and not last_wins:
             raise ArgumentError(f"problem {case!r}: {key} is given twice. Give it once.")
         if value > LIMIT:
             raise ShapeError(f"problem {case!r}: {key}{value} does not fit 64 bits. Use at most {LIMIT}.")
