@@ -7,6 +7,7 @@ arrays by their own ways. A framework is never imported here: whoever hands us i
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +61,8 @@ def as_writable(op: str, name: str, value: Any) -> tuple[np.ndarray, np.ndarray]
 def is_regular(array: np.ndarray) -> bool:
     """Aligned, and strides are whole elements. Kernels count offsets in elements, so no other array can reach them."""
     size = array.dtype.itemsize
-    return array.flags.aligned and size > 0 and not any(stride % size for stride in array.strides)
+    flags = array.flags
+    return size > 0 and flags.aligned and (flags.c_contiguous or not any(stride % size for stride in array.strides))
 
 
 def _check_byte_order(op: str, name: str, array: np.ndarray) -> None:
@@ -83,11 +85,8 @@ def result_wrapper(value: Any) -> Callable[[np.ndarray], Any] | None:
     """What turns a fresh NumPy result into an array of the library that ``value`` comes from; None: NumPy it stays."""
     if type(value) is np.ndarray:
         return None
-    if _class_of(value, "torch", "Tensor"):
-        return _to_torch
-    if _is_jax(value):
-        return _to_jax
-    return None
+    kind: Any = type(value)
+    return {"torch": _to_torch, "jax": _to_jax}.get(_library(kind) or "")
 
 
 def shares_memory(a: np.ndarray, b: np.ndarray) -> bool:
@@ -109,14 +108,16 @@ def overlaps_itself(array: np.ndarray) -> bool:
 
 
 def _foreign(op: str, name: str, value: Any) -> np.ndarray:
-    if _class_of(value, "numpy", "MaskedArray"):
+    kind: Any = type(value)
+    library = _library(kind)
+    if library == "masked":
         raise ArgumentError(f"{op}: {name} is a masked array, and kernels ignore masks. Fill it: {name}.filled(0).")
     if isinstance(value, (np.ndarray, np.generic)):
         return np.asarray(value)
     try:
-        if _class_of(value, "torch", "Tensor"):
+        if library == "torch":
             return _from_torch(op, name, value)
-        if _is_jax(value):
+        if library == "jax":
             return _from_jax(op, name, value)
         return _from_protocol(op, name, value)
     except (ArgumentError, DTypeError, NoKernelError):
@@ -164,9 +165,18 @@ def _not_on_host(op: str, name: str, where: str, copy: str | None = None) -> NoK
     return NoKernelError(f"{op}: {name} is on {where}, and every kernel here reads host memory. {hint}")
 
 
-def _class_of(value: Any, package: str, name: str) -> bool:
-    """Whether the object's class is, or derives from, this class of this package, which stays unimported."""
-    return any(c.__name__ == name and c.__module__.split(".")[0] == package for c in type(value).__mro__)
+@functools.lru_cache(maxsize=256)
+def _library(kind: type) -> str | None:
+    """Which library's array this class is or derives from: "torch", "jax", "masked" (NumPy's), or None of these."""
+    for base in kind.__mro__:
+        package = base.__module__.split(".")[0]
+        if package == "torch" and base.__name__ == "Tensor":
+            return "torch"
+        if package in ("jax", "jaxlib"):
+            return "jax"
+        if package == "numpy" and base.__name__ == "MaskedArray":
+            return "masked"
+    return None
 
 
 # --- PyTorch
@@ -198,16 +208,12 @@ def _from_torch(op: str, name: str, tensor: Any) -> np.ndarray:
 
 def _to_torch(array: np.ndarray) -> Any:
     torch = sys.modules["torch"]
-    if array.dtype.name == "bfloat16":
+    if array.dtype.kind == "V":  # of our results only bfloat16
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
 # --- JAX
-
-
-def _is_jax(value: Any) -> bool:
-    return any(c.__module__.split(".")[0] in ("jax", "jaxlib") for c in type(value).__mro__)
 
 
 def _from_jax(op: str, name: str, array: Any) -> np.ndarray:

@@ -166,7 +166,6 @@ class Assembly:
     def _without_batch(self, call: plan.Call) -> Any:
         """Run on views with a batch of one; the plan is remembered under those views."""
         views = {id(array): view for array, view in zip(self.arrays, self.expanded)}
-        views.update(self.invocation.expanded)
         key = tuple(views.get(id(value), value) for value in self.invocation.key or ())
         result = plan.lookup(*key)
         if result is plan.MISS:

@@ -7,6 +7,7 @@ call with some shapes, arrays of other libraries, input without the batch axis, 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from .. import plan
 from ..arrays import as_ndarray, as_writable, result_wrapper
 from ..config import PRECISIONS, current
 from ..errors import ArgumentError, DTypeError, ShapeError
+from ..plan import MISS
 from ..spec import DTYPES, OPS, SHORT_DTYPES, Geometry, Request
 from ..spec.arguments import (
     LIMIT,
@@ -69,11 +71,10 @@ def slow_path(
                     adopted[place], views[place] = as_writable(op, name, key[place])
                 else:
                     adopted[place] = as_ndarray(op, name, key[place])
-            if all(new is old for new, old in zip(adopted, key)):
-                return body(Invocation(rank, key), *key[1:])
-            result = plan.lookup(*adopted)
-            if result is plan.MISS:
-                result = body(Invocation(rank, tuple(adopted)), *adopted[1:])
+            plain = tuple(value if type(value) in _PLAIN else _plain(value) for value in adopted)
+            result = MISS if all(new is old for new, old in zip(plain, key)) else plan.lookup(*plain)
+            if result is MISS:
+                result = body(Invocation(rank, plain, parameters), *adopted[1:])
             for place, view in views.items():
                 if view is not adopted[place] and view.flags.writeable:
                     np.copyto(view, adopted[place])
@@ -83,6 +84,19 @@ def slow_path(
         return run
 
     return decorate
+
+
+_PLAIN = frozenset((np.ndarray, int, str, bool, float, type(None)))
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """The argument as the fast path can know it: lists as tuples, NumPy's numbers as Python's."""
+    if isinstance(value, (tuple, list)) and len(value) <= 8 and depth < 2:
+        items = tuple(_plain(item, depth + 1) for item in value)
+        return value if type(value) is tuple and all(map(operator.is_, items, value)) else items
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
 
 
 def _give_back(result: Any, wrap: Callable | None, written: list[tuple[np.ndarray, Any]]) -> Any:
@@ -100,19 +114,19 @@ def again(body: Callable, call: Invocation, old: np.ndarray, new: np.ndarray) ->
     assert call.key is not None
     key = tuple(new if value is old else value for value in call.key)
     result = plan.lookup(*key)
-    return body(call.rank, *key) if result is plan.MISS else result
+    return body(call.rank, *key) if result is MISS else result
 
 
 class Invocation:
     """One call of a public function: its name, its spatial rank, and how its arrays are laid out."""
 
-    def __init__(self, rank: int, key: tuple) -> None:
+    def __init__(self, rank: int, key: tuple, parameters: tuple[str, ...] = ()) -> None:
         self.op: str = key[0]
         self.rank = rank
-        self.key: tuple | None = key  # None: the call is not to be remembered
+        self.key: tuple | None = key  # what plan.lookup is asked with; None: the call is not to be remembered
+        self.parameters = parameters  # the name of each item of the key
         self.layout = "NCHW"
         self.batched = True
-        self.expanded: dict[int, Any] = {}  # id of an argument -> what it would be with a batch axis
 
     def map_shape(self, name: str, shape: tuple[int, ...], layout: Any) -> tuple[int, ...]:
         """Logical shape (batch, channels, spatial...) of an array in ``layout``; notes whether it has a batch."""
@@ -166,8 +180,11 @@ class Invocation:
         """``map_shape`` of a shape that the caller wrote."""
         shape = self.shape_argument(name, value)
         logical = self.map_shape(name, shape, layout)
-        if not self.batched:
-            self.expanded[id(value)] = (1, *shape)
+        if (
+            not self.batched and self.key is not None and name in self.parameters
+        ):  # the plan is remembered for arrays with a batch axis
+            place = self.parameters.index(name)
+            self.key = (*self.key[:place], (1, *shape), *self.key[place + 1 :])
         return logical
 
     def shape_argument(self, name: str, value: Any) -> tuple[int, ...]:
