@@ -6,15 +6,15 @@ Environment variables are read once, when the package is imported. ``using`` hol
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .errors import ArgumentError
+from .errors import ArgumentError, show
 
 BACKENDS = ("cpp", "reference")  # the order in which host arrays are offered to them
 PRECISIONS = ("strict", "f32", "fast", "bf16")  # tightest first
@@ -35,7 +35,7 @@ class Settings:
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
-        raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+        raise ArgumentError(f"{name} must be one of {', '.join(allowed)}, got {show(value)}.")
     return value
 
 
@@ -43,9 +43,9 @@ def _thread_count(name: str, value: Any) -> int:
     try:
         count = int(value)
     except (TypeError, ValueError):
-        raise ArgumentError(f"{name} must be an int from 1 to {MAX_THREADS}, got {value!r}.") from None
+        raise ArgumentError(f"{name} must be an int from 1 to {MAX_THREADS}, got {show(value)}.") from None
     if isinstance(value, (bool, float)) or not 1 <= count <= MAX_THREADS:
-        raise ArgumentError(f"{name} must be an int from 1 to {MAX_THREADS}, got {value!r}.")
+        raise ArgumentError(f"{name} must be an int from 1 to {MAX_THREADS}, got {show(value)}.")
     return count
 
 
@@ -64,7 +64,7 @@ def _checked(changes: dict[str, Any], where: Callable[[str], str]) -> dict[str, 
         elif field == "num_threads":
             value = _thread_count(where(field), value)
         elif not isinstance(value, str) or not value:
-            raise ArgumentError(f"{where(field)} must name a row such as 'cpp.direct.avx2', got {value!r}.")
+            raise ArgumentError(f"{where(field)} must name a row such as 'cpp.direct.avx2', got {show(value)}.")
         checked[field] = value
     return checked
 
@@ -184,9 +184,15 @@ def get_num_threads() -> int:
         return settings.num_threads
     if _omp_threads.isdigit() and int(_omp_threads) > 0:
         return min(int(_omp_threads), MAX_THREADS)
-    if multiprocessing.parent_process() is not None:
+    if _is_worker_process():
         return 1
     return available_cpus()
+
+
+def _is_worker_process() -> bool:
+    """Whether multiprocessing started this process; then it is loaded here (and importing it would cost 7 ms)."""
+    multiprocessing = sys.modules.get("multiprocessing.process")
+    return multiprocessing is not None and multiprocessing.parent_process() is not None
 
 
 def available_cpus() -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from . import config
 from .backends import Backend, load, load_all
 from .config import BACKENDS, Settings
-from .errors import ArgumentError, NoKernelError
+from .errors import ArgumentError, NoKernelError, show
 from .spec import ISA_LEVELS, OPS, Kernel, Request, op_name
 
 log = logging.getLogger("cnnkern")
@@ -55,14 +55,12 @@ def kernels(op: str | None = None, backend: str | None = None) -> list[Kernel]:
     """
     if op is not None:
         known = {name: table_op for table_op, spec in OPS.items() for name in (table_op, *_names(table_op))}
-        if op not in known:
-            raise ArgumentError(f"kernels: op {op!r} is not known. Use one of {', '.join(OPS)}.")
+        if not isinstance(op, str) or op not in known:
+            raise ArgumentError(f"kernels: op {show(op)} is not known. Use one of {', '.join(OPS)}.")
         op = known[op]
     if backend is not None and backend not in BACKENDS:
-        raise ArgumentError(f"kernels: backend must be one of {', '.join(BACKENDS)}, got {backend!r}.")
-    return [
-        row for b in load_all() if backend in (None, b.name) for row in b.kernels if op in (None, row.op)
-    ]
+        raise ArgumentError(f"kernels: backend must be one of {', '.join(BACKENDS)}, got {show(backend)}.")
+    return [row for b in load_all() if backend in (None, b.name) for row in b.kernels if op in (None, row.op)]
 
 
 def _names(op: str) -> list[str]:

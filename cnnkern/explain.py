@@ -6,9 +6,9 @@ import sys
 from types import FunctionType
 from typing import Any
 
-from . import plan, problem
+from . import plan
 from .dispatch import Explanation, explain_request
-from .errors import ArgumentError
+from .errors import ArgumentError, show
 
 
 class Explanations(tuple[Explanation, ...]):
@@ -42,12 +42,14 @@ def explain(op: str, *args: Any, **kwargs: Any) -> Explanations:
           ...
     """
     if isinstance(op, str) and ":" in op and not args and not kwargs:
+        from . import problem  # on use: it costs a millisecond of import
+
         return Explanations((explain_request(problem.parse(op).request()),))
     package = sys.modules[__package__]
     function = getattr(package, op) if isinstance(op, str) and op in package.__all__ else None
     if not isinstance(function, FunctionType):
         raise ArgumentError(
-            f"explain: op must name a public op such as 'conv2d', or be a problem string, got {op!r}."
+            f"explain: op must name a public op such as 'conv2d', or be a problem string, got {show(op)}."
         )
     with plan.explaining() as found:
         function(*args, **kwargs)

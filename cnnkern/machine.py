@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from .backends import load
 from .config import get_num_threads
-from .errors import ArgumentError, NoKernelError
+from .errors import ArgumentError, NoKernelError, show
 
 
 def build_info() -> dict[str, Any]:
@@ -19,7 +19,7 @@ def build_info() -> dict[str, Any]:
         record if there is none. ``loads`` (bool) and ``load_error``: whether it can be imported here. ``available``:
         instruction sets of it that this CPU offers, weakest first.
     """
-    record = resources.files("cnnkern").joinpath("_build_info.json")
+    record = Path(__file__).with_name("_build_info.json")
     info: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     cpp = load("cpp")
     return {**info, "loads": cpp.reason is None, "load_error": cpp.reason or "", "available": list(cpp.isas)}
@@ -43,7 +43,8 @@ def measure_peak(isa: str, dtype: str = "f32", threads: int | None = None) -> fl
         threads: at once; None: ``get_num_threads()``.
 
     Returns:
-        GFLOP/s, a multiply-add counting as two operations. (Without fused multiply-add: a multiplication and an addition.)
+        GFLOP/s, a multiply-add counting as two operations. Without fused multiply-add it is
+        a multiplication and an addition.
 
     Raises:
         ArgumentError: no such ISA here, or another dtype. NoKernelError: there is no native module.
@@ -51,9 +52,9 @@ def measure_peak(isa: str, dtype: str = "f32", threads: int | None = None) -> fl
     core = _core("measure_peak")
     available = load("cpp").isas
     if isa not in available:
-        raise ArgumentError(f"measure_peak: isa must be one of {', '.join(available)}, got {isa!r}.")
+        raise ArgumentError(f"measure_peak: isa must be one of {', '.join(available)}, got {show(isa)}.")
     if dtype not in ("f32", "f64"):
-        raise ArgumentError(f"measure_peak: dtype must be 'f32' or 'f64', got {dtype!r}.")
+        raise ArgumentError(f"measure_peak: dtype must be 'f32' or 'f64', got {show(dtype)}.")
     return core.measure_peak(isa, 0 if dtype == "f32" else 1, threads or get_num_threads())
 
 

@@ -131,6 +131,49 @@ def run_rows(call: Call, kernels: tuple[Kernel, ...], arrays: tuple[np.ndarray |
     return slots[call.returns]
 
 
+class Prepared:
+    """A row whose weights are packed once. Calls may differ in strides and in which optional operands are there."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self._program: Any = None  # the first native program; the others share its packed weights
+        self._cache: Any = None
+        if kernel.backend == "cpp":
+            from .backends import cpp
+
+            self._cache = cpp.Cache()
+
+    def pack(self, call: Call, arrays: tuple[np.ndarray | None, ...]) -> None:
+        """Pack the weights that ``arrays`` hold; a row that does not pack reads them at each call."""
+        if self._cache is not None:
+            from .backends import cpp
+
+            self._program = cpp.packed_program(call, self.kernel, arrays, None)
+
+    def lookup(self, *key: Any) -> Any:
+        """The result of a call remembered under an equal key, or MISS."""
+        return MISS if self._cache is None else self._cache.lookup(*key)
+
+    def run(self, call: Call, arrays: tuple[np.ndarray | None, ...], key: tuple) -> Any:
+        """Run the call and remember it; arrays that are not in the key are the plan's own and stay in use."""
+        if self._cache is None:
+            return run_rows(call, (self.kernel,), arrays)
+        from .backends import cpp
+
+        program = cpp.packed_program(call, self.kernel, arrays, self._program)
+        self._cache.remember(program, arrays, *key)
+        return program.run(arrays)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of the packed weights."""
+        return 0 if self._program is None else self._program.packed_bytes
+
+    def workspace_bytes(self) -> int:
+        """Scratch memory of one call with this thread's number of threads."""
+        return 0 if self._program is None else self._program.workspace_bytes(config.get_num_threads())
+
+
 def _pick(slots: list[np.ndarray | None], numbers: tuple[int | None, ...]) -> tuple:
     return tuple(None if n is None else slots[n] for n in numbers)
 
@@ -153,7 +196,8 @@ class _Explained(Exception):
 @contextmanager
 def explaining() -> Iterator[list[Explanation]]:
     """Inside the block, calls in this thread are explained instead of run."""
-    _state.explanations = found = []
+    found: list[Explanation] = []
+    _state.explanations = found
     if load("cpp").reason is None:
         from .backends import cpp
 

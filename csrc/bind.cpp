@@ -115,6 +115,8 @@ PyObject* lookup(PyObject*, PyObject* const* args, Py_ssize_t count) {
     error.restore();
   } catch (py::builtin_exception& error) {
     error.set_error();
+  } catch (const std::bad_alloc&) {
+    PyErr_NoMemory();
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }

@@ -1,4 +1,4 @@
-"""The backends, loaded by name on demand. A backend that does not load keeps its reason for ``explain`` and ``doctor``."""
+"""The backends, loaded by name on demand. One that does not load keeps its reason for ``explain`` and ``doctor``."""
 
 from __future__ import annotations
 

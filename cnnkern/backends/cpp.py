@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .. import _cnnkern_core as core
 from .. import config
-from ..errors import ArgumentError
 from ..spec import (
     OPS,
     PRECISIONS,
@@ -29,8 +28,8 @@ from ..spec import (
     PoolGeometry,
     Request,
     ResizeGeometry,
-    op_name,
 )
+from ..spec.sentences import bad_index, bad_label, index_shape
 
 if TYPE_CHECKING:
     from ..plan import Call
@@ -100,7 +99,7 @@ def _class_params(request: Request, g: ClassGeometry) -> bytes:
     return struct.pack("=2qd", g.rows, g.classes, float(_option(request, "label_smoothing", 0.0)))
 
 
-_FAMILIES = {
+_FAMILIES: dict[str, tuple[type, Callable[[Request, Any], bytes], int]] = {
     "conv": (ConvGeometry, _conv_params, 24),
     "pool": (PoolGeometry, _pool_params, 27),
     "resize": (ResizeGeometry, _resize_params, 9),
@@ -109,23 +108,25 @@ _FAMILIES = {
     "class": (ClassGeometry, _class_params, 3),
 }
 
-for _family, (_, _, _words) in _FAMILIES.items():
+for _family in _FAMILIES:
+    _words = _FAMILIES[_family][2]
     if core.struct_sizes()[_family] != 8 * (_words + 1):
         raise ImportError(f"_cnnkern_core was built from another version: struct {_family} differs. Build again.")
 
 
 def params(request: Request) -> bytes:
     """The params struct of a request; its first field is its own size."""
-    for geometry, pack, words in _FAMILIES.values():
+    for geometry, fields, words in _FAMILIES.values():
         if isinstance(request.geometry, geometry):
-            return struct.pack("=q", 8 * (words + 1)) + pack(request, request.geometry)
+            return struct.pack("=q", 8 * (words + 1)) + fields(request, request.geometry)
     raise TypeError(f"no native family for {request.geometry!r}")
 
 
 def _strides(operand: Operand, request: Request, array: np.ndarray | None, shape: tuple[int, ...], item: int) -> list:
     """Five strides in elements, in the order of ck_tensor, for an array or (None) a new C-contiguous one."""
     if array is None:
-        byte_strides, step = [], item
+        byte_strides: list[int] = []
+        step = item
         for extent in reversed(shape):
             byte_strides.insert(0, step)
             step *= max(extent, 1)
@@ -181,28 +182,21 @@ def program(call: Call, kernels: Sequence[Kernel], arrays: Sequence[np.ndarray |
         picked = [None if s is None else slot_arrays[s] for s in slots]
         shapes = [None if s is None else slot_shapes[s] for s in slots]
         steps.append((native.row, native.params, native.operands(slots, picked, shapes)))
-    return core.Program(call.inputs, outputs, steps, call.returns, _Failure(call))
+    return core.Program(call.inputs, outputs, steps, call.returns, _Failure([step.request for step in call.steps]))
 
 
 class _Failure:
     """Words the error of a kernel that found a bad value in the data."""
 
-    def __init__(self, call: Call) -> None:
-        self.call = call
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self.requests = requests
 
     def __call__(self, step: int, kind: str, value: int, place: int) -> Exception:
-        request = self.call.steps[step].request
-        op = op_name(request.op, request.geometry.rank)
+        request = self.requests[step]
         if kind == "label":
-            return ArgumentError(
-                f"{op}: label {value} of row {place} is outside the {request.geometry.classes} classes. "
-                f"Labels go from 0 to {request.geometry.classes - 1}."
-            )
-        plane = request.geometry.output if isinstance(request.geometry, ResizeGeometry) else request.geometry.input
-        size = math.prod(plane)
-        return ArgumentError(
-            f"{op}: index {value} is outside its plane of {size} elements {plane}. Indices go from 0 to {size - 1}."
-        )
+            return bad_label(request, value, place)
+        position = np.unravel_index(place, index_shape(request))
+        return bad_index(request, value, tuple(int(i) for i in position))
 
 
 def _run(step: NativeStep, inputs: tuple, outputs: tuple) -> None:
@@ -210,15 +204,7 @@ def _run(step: NativeStep, inputs: tuple, outputs: tuple) -> None:
     arrays = (*inputs, *outputs)
     slots = [None if array is None else i for i, array in enumerate(arrays)]
     bound = step.operands(slots, arrays, [None] * len(arrays))
-    one = _OneStep((step,))
-    core.Program(len(arrays), [], [(step.row, step.params, bound)], (), _Failure(one)).run(arrays)
-
-
-class _OneStep:
-    """Looks like a Call to _Failure."""
-
-    def __init__(self, steps: tuple[NativeStep, ...]) -> None:
-        self.steps = steps
+    core.Program(len(arrays), [], [(step.row, step.params, bound)], (), _Failure([step.request])).run(arrays)
 
 
 Cache = core.Cache
@@ -233,7 +219,9 @@ def packed_program(
     if packed is not None:
         native.share_packed(0, packed)
     elif native.packs:
-        native.pack(0, arrays[call.steps[0].inputs[1]])
+        slot = call.steps[0].inputs[1]
+        assert slot is not None
+        native.pack(0, np.asarray(arrays[slot]))
     return native
 
 
@@ -286,6 +274,8 @@ def _prepare(rows: dict[str, int], request: Request, weights: dict | None = None
 
 
 def _why_not(rows: dict[str, int], request: Request) -> str | None:
+    if isinstance(request.geometry, PointwiseGeometry) and len(request.geometry.shape) > 5:
+        return f"needs at most 5 axes, got {len(request.geometry.shape)}"
     sentence = core.why_not(rows[request.dtype], params(request))
     return sentence and sentence.format_map(_sizes(request.geometry))
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from .. import plan
-from ..errors import ArgumentError, ShapeError
+from ..errors import ArgumentError, ShapeError, show
 from ..plan import MISS
 from ..spec import DTYPES, ChannelGeometry, ConvGeometry
-from ..spec.arguments import choice, is_sequence, show
+from ..spec.arguments import choice, is_sequence
 from ..spec.shapes import conv_geometry
 from .docs import described, each_rank
 from .invocation import FLOATS, Invocation, slow_path

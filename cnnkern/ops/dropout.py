@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 from .. import plan
-from ..errors import ArgumentError
+from ..errors import ArgumentError, show
 from ..plan import MISS
 from ..spec import PointwiseGeometry
-from ..spec.arguments import is_integer, real, show
+from ..spec.arguments import is_integer, real
 from .activation import MOST_AXES, flat
 from .docs import described
 from .invocation import FLOATS, Invocation, slow_path

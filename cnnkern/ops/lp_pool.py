@@ -9,9 +9,9 @@ import math
 import numpy as np
 
 from .. import plan
-from ..errors import ArgumentError
+from ..errors import ArgumentError, show
 from ..plan import MISS
-from ..spec.arguments import flag, show
+from ..spec.arguments import flag
 from ..spec.shapes import pool_geometry
 from .docs import described, each_rank
 from .invocation import FLOATS, Invocation, slow_path

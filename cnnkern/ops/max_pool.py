@@ -9,9 +9,9 @@ from math import prod
 import numpy as np
 
 from .. import plan
-from ..errors import ArgumentError, DTypeError
+from ..errors import ArgumentError, DTypeError, show
 from ..plan import MISS
-from ..spec.arguments import flag, show
+from ..spec.arguments import flag
 from ..spec.shapes import pool_geometry
 from .docs import described, each_rank
 from .invocation import BOOL, FLOATS, INTEGERS, Invocation, again, slow_path

@@ -11,9 +11,9 @@ from __future__ import annotations
 from numbers import Number
 from typing import Any
 
-from ..errors import ArgumentError, ShapeError
+from ..errors import ArgumentError, ShapeError, show
 from ..spec import shapes
-from ..spec.arguments import axis_letters, flag, integer, is_integer, is_sequence, layout_name, per_axis, show
+from ..spec.arguments import axis_letters, flag, integer, is_integer, is_sequence, layout_name, per_axis
 from .docs import described, each_rank
 from .types import Padding, Shape, Size
 from .unfold import fold_rank

@@ -8,10 +8,9 @@ import numpy as np
 
 from .. import dispatch, plan
 from ..arrays import as_ndarray
-from ..config import get_num_threads
 from ..errors import ShapeError
 from ..plan import MISS
-from ..spec import Kernel, Request
+from ..spec import OPS, Request
 from ..spec.arguments import choice
 from ..spec.shapes import conv_geometry
 from .assembly import Assembly
@@ -34,28 +33,25 @@ class Conv2dPlan:
 
     def __init__(self, request: Request, weight: np.ndarray, bias: np.ndarray | None) -> None:
         self._requests = {False: request, True: _with_residual(request)}
-        self._kernel: Kernel = dispatch.choose(request)
+        self._prepared = plan.Prepared(dispatch.choose(request))
         # Copies: a plan's results must not change when the caller goes on training these arrays.
         self._weight = plan.empty(weight.shape, weight.dtype)
         self._weight[...] = weight
         self._bias = None if bias is None else bias.copy()
-        self.kernel = self._kernel.name
-        self.x_shape, self.out_shape = (_shape(request, s) for s in (request.geometry.x_shape, request.geometry.y_shape))
-        self._cache: Any = None
-        self._program: Any = None  # the first native program; the others share its packed weights
-        if self._kernel.backend == "cpp":
-            from ..backends import cpp
-
-            self._cache = cpp.Cache()
-            self._bind(Invocation(2, (OP,)), np.empty(self.x_shape, weight.dtype), None, None)
+        self.kernel = self._prepared.kernel.name
+        x, *_ = OPS["conv"].inputs
+        (y,) = OPS["conv"].outputs
+        self.x_shape, self.out_shape = x.array_shape(request), y.array_shape(request)
+        first = self._assemble(Invocation(2, (OP,)), plan.empty(self.x_shape, weight.dtype), None, None)
+        self._prepared.pack(first.call(), tuple(first.arrays))
 
     @property
     def packed_bytes(self) -> int:
-        return 0 if self._program is None else self._program.packed_bytes
+        return self._prepared.packed_bytes
 
     @property
     def workspace_bytes(self) -> int:
-        return 0 if self._program is None else self._program.workspace_bytes(get_num_threads())
+        return self._prepared.workspace_bytes()
 
     def __call__(self, x: Array, residual: Array | None = None, out: Array | None = None) -> Array:
         """Convolve x with the plan's weights.
@@ -71,43 +67,26 @@ class Conv2dPlan:
         Raises:
             ShapeError, DTypeError, ArgumentError: an array does not fit the plan.
         """
-        if self._cache is not None:
-            result = self._cache.lookup(x, residual, out)
-            if result is not MISS:
-                return result
-        return _run(2, OP, x, residual, out, self)
+        result = self._prepared.lookup(x, residual, out)
+        return _run(2, OP, x, residual, out, self) if result is MISS else result
 
-    def _bind(self, call: Invocation, x: np.ndarray, residual: np.ndarray | None, out: np.ndarray | None) -> Assembly:
-        """Check the arrays; make (or share) the packed weights."""
+    def _assemble(
+        self, call: Invocation, x: np.ndarray, residual: np.ndarray | None, out: np.ndarray | None
+    ) -> Assembly:
+        """Check the arrays."""
         request = self._requests[residual is not None]
         call.layout = request.layout
         assembly = Assembly(call)
         operands = [("x", x), ("weight", self._weight), ("bias", self._bias), ("residual", residual)]
         assembly.add(request, operands, out)
-        if self._cache is not None and self._program is None:
-            from ..backends import cpp
-
-            self._program = cpp.packed_program(assembly.call(), self._kernel, assembly.arrays, None)
         return assembly
 
     def _execute(self, call: Invocation, x: np.ndarray, residual: np.ndarray | None, out: np.ndarray | None) -> Any:
-        assembly = self._bind(call, x, residual, out)
-        steps = assembly.call()
-        if self._cache is None:
-            return plan.run_rows(steps, (self._kernel,), tuple(assembly.arrays))
-        from ..backends import cpp
-
-        program = cpp.packed_program(steps, self._kernel, assembly.arrays, self._program)
-        arrays = tuple(assembly.arrays)
-        self._cache.remember(program, arrays, x, residual, out)
-        return program.run(arrays)
+        assembly = self._assemble(call, x, residual, out)
+        return self._prepared.run(assembly.call(), tuple(assembly.arrays), (x, residual, out))
 
     def __repr__(self) -> str:
         return f"<plan_conv2d {self.x_shape} -> {self.out_shape}, {self.kernel}, {self.packed_bytes} bytes packed>"
-
-
-def _shape(request: Request, logical: tuple[int, ...]) -> tuple[int, ...]:
-    return (logical[0], *logical[2:], logical[1]) if request.layout == "NHWC" else logical
 
 
 def _with_residual(request: Request) -> Request:
@@ -183,4 +162,3 @@ def plan_conv2d(
 @slow_path(arrays=("x",), optional=("residual",), written=("out",))
 def _run(call: Invocation, x: np.ndarray, residual: np.ndarray | None, out: np.ndarray | None, made: Conv2dPlan) -> Any:
     return made._execute(call, x, residual, out)
-

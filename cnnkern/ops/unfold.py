@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from .. import plan
-from ..errors import ArgumentError, ShapeError
+from ..errors import ArgumentError, ShapeError, show
 from ..plan import MISS
-from ..spec.arguments import is_integer, is_sequence, per_axis, show
+from ..spec.arguments import is_integer, is_sequence, per_axis
 from ..spec.shapes import fold_geometry, unfold_geometry
 from .docs import described
 from .invocation import FLOATS, Invocation, slow_path

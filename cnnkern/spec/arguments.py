@@ -11,31 +11,12 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from ..errors import ArgumentError, ShapeError
+from ..errors import ArgumentError, ShapeError, show
 
 LIMIT = 2**31  # every extent and parameter stays below it, so that a product of two of them fits in 64 bits
 
 _AXIS_LETTERS = {0: "", 1: "W", 2: "HW", 3: "DHW"}
 AXIS_NAMES = {1: ("positions",), 2: ("rows", "columns"), 3: ("planes", "rows", "columns")}
-
-
-def show(value: Any, depth: int = 0) -> str:
-    """The value as a message shows it: short, and safe for objects whose repr is long, slow or raises."""
-    if type(value) is int and value.bit_length() > 128:  # Python refuses to print ints of more than 4300 digits
-        return f"an int of {value.bit_length()} bits"
-    if value is None or type(value) in (int, bool, float, str):
-        text = repr(value)
-        return text if len(text) <= 60 else f"{text[:57]}..."
-    if isinstance(value, (np.bool_, np.integer, np.floating)):
-        return str(value)
-    if type(value) in (tuple, list) and len(value) <= 8 and depth < 2:
-        inside = ", ".join(show(item, depth + 1) for item in value)
-        if type(value) is list:
-            return f"[{inside}]"
-        return f"({inside},)" if len(value) == 1 else f"({inside})"
-    if type(value) in (tuple, list):
-        return f"a {type(value).__name__} of {len(value)} items"
-    return f"an object of type {type(value).__name__}"
 
 
 def is_integer(value: Any) -> bool:

@@ -88,6 +88,11 @@ class OpSpec:
         return sum(prod(o.shape(request.geometry)) * o.array_dtype(request).itemsize for o in operands)
 
 
+def _geometry(request: Request) -> Any:
+    """The geometry as the class that the op's spec names; which one it is, type checkers cannot know."""
+    return request.geometry
+
+
 def _x(g: Any) -> tuple[int, ...]:
     return g.x_shape
 
@@ -110,7 +115,7 @@ def _same(g: Any) -> tuple[int, ...]:
 
 def window_index_dtype(request: Request) -> str:
     """Smallest type that numbers the cells of a window."""
-    return "u8" if prod(request.geometry.kernel) <= 256 else "u16"
+    return "u8" if prod(_geometry(request).kernel) <= 256 else "u16"
 
 
 def _index_dtype(request: Request) -> str:
@@ -126,25 +131,25 @@ def _statistics(request: Request) -> str:
 
 
 def _conv_flops(request: Request) -> int:
-    g = request.geometry
+    g = _geometry(request)
     return 2 * g.batch * g.out_channels * prod(g.output) * g.reduction
 
 
 def _pool_flops(request: Request) -> int:
-    g = request.geometry
+    g = _geometry(request)
     return prod(g.y_shape) * prod(g.kernel)
 
 
 def _touch_x(request: Request) -> int:
-    return prod(request.geometry.x_shape)
+    return prod(_geometry(request).x_shape)
 
 
 def _touch_y(request: Request) -> int:
-    return prod(request.geometry.y_shape)
+    return prod(_geometry(request).y_shape)
 
 
 def _touch(request: Request) -> int:
-    return prod(request.geometry.shape)
+    return prod(_geometry(request).shape)
 
 
 def _vector(length: Callable[[Any], tuple[int, ...]], name: str, given_by: str | None = None, **kw: Any) -> Operand:
@@ -379,14 +384,14 @@ OPS: dict[str, OpSpec] = {
         "ConvGeometry",
         (Operand("x", _x),),
         (Operand("out", lambda g: (g.batch, g.in_channels * prod(g.kernel), prod(g.output)), map=False),),
-        lambda r: r.geometry.batch * r.geometry.reduction * prod(r.geometry.output),
+        lambda r: _geometry(r).batch * _geometry(r).reduction * prod(_geometry(r).output),
     ),
     "fold": OpSpec(
         "fold{n}d",
         "ConvGeometry",
         (Operand("x", lambda g: (g.batch, g.in_channels * prod(g.kernel), prod(g.output)), map=False),),
         (Operand("out", _x),),
-        lambda r: r.geometry.batch * r.geometry.reduction * prod(r.geometry.output),
+        lambda r: _geometry(r).batch * _geometry(r).reduction * prod(_geometry(r).output),
     ),
     "softmax_cross_entropy": OpSpec(
         "softmax_cross_entropy",
@@ -399,7 +404,7 @@ OPS: dict[str, OpSpec] = {
             Operand("loss", lambda g: (), map=False),
             Operand("grad_logits", lambda g: (g.rows, g.classes), map=False),
         ),
-        lambda r: 5 * r.geometry.rows * r.geometry.classes,
+        lambda r: 5 * _geometry(r).rows * _geometry(r).classes,
         {"label_smoothing": 0.0},
     ),
 }

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ArgumentError
-from .arguments import axes, count_of, integer, is_integer, is_sequence, show
+from ..errors import ArgumentError, show
+from .arguments import axes, count_of, integer, is_integer, is_sequence
 
 _GRAMMAR = "one int or one (before, after) pair per axis"
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
-from ..errors import ArgumentError, ShapeError
-from .arguments import AXIS_NAMES, LIMIT, count_of, integer, is_integer, is_sequence, per_axis, show
+from ..errors import ArgumentError, ShapeError, show
+from .arguments import AXIS_NAMES, LIMIT, count_of, integer, is_integer, is_sequence, per_axis
 from .geometry import ConvGeometry, PoolGeometry, ResizeGeometry
 from .windows import Sizes, Windows, check_windows_hold_input, known, parse_windows
 

@@ -86,8 +86,11 @@ struct Window {
 };
 
 constexpr int64_t kChunk = 288;                  // products per partial sum, about: 3x3 times 32 channels, 36 KB of weights
-constexpr int64_t kStripBytes = 384 * 1024;      // of a 1 MB or larger second-level cache, beside weights and sums
 constexpr int64_t kStripPixels = 448;            // partial sums of 32 channels: 56 KB
+
+// A strip may take 5/8 of the second-level cache; the rest is for weights and sums. More pixels per strip mean that the
+// weights are read less often.
+static inline int64_t strip_budget() { return max_of<int64_t>(192 * 1024, min_of<int64_t>(ck_l2_bytes(), 2 << 20) * 5 / 8); }
 
 // Channels per partial sum: a function of channels and taps alone, so that bits depend on neither batch nor threads.
 static inline int64_t chunk_channels(int64_t channels, int64_t taps) {
@@ -150,12 +153,13 @@ struct ConvPlan {
     cols = ceil_div(cols_all, strips_w);
     rows = max_of<int64_t>(1, min_of(rows_all, kStripPixels / max_of<int64_t>(1, row_outputs())));
     images = 1;
-    while (rows > 1 && strip_bytes() > kStripBytes) rows = ceil_div(rows, 2);
-    while (cols > 16 && strip_bytes() > 2 * kStripBytes) cols = ceil_div(cols, 2);
+    const int64_t budget = strip_budget();
+    while (rows > 1 && strip_bytes() > budget) rows = ceil_div(rows, 2);
+    while (cols > 16 && strip_bytes() > 2 * budget) cols = ceil_div(cols, 2);
     strips_w = max_of<int64_t>(1, ceil_div(cols_all, max_of<int64_t>(1, cols)));
     if (rows >= rows_all && strips_w == 1) {
       images = max_of<int64_t>(1, min_of(batch, kStripPixels / max_of<int64_t>(1, rows * row_outputs())));
-      while (images > 1 && strip_bytes() > kStripBytes) images--;
+      while (images > 1 && strip_bytes() > budget) images--;
     }
     balance(rows_all, cols_all, threads);
     strip_bytes();

@@ -1,6 +1,8 @@
 // Which tables were built and which of them this CPU can run. Baseline code: no ISA flags.
 #include "isa.h"
 
+#include <unistd.h>
+
 namespace {
 
 struct Entry {
@@ -50,6 +52,14 @@ extern "C" const ck_table* cnnkern_table(int index, const char** missing) {
   if (index < 0 || index >= int(sizeof kEntries / sizeof kEntries[0])) return nullptr;
   if (missing) *missing = kEntries[index].missing();
   return kEntries[index].table;
+}
+
+extern "C" int64_t ck_l2_bytes(void) {
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return 512 * 1024;
 }
 
 extern "C" const char* cnnkern_status_text(int status) {

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ...spec import OPS, PRECISIONS, Kernel, Request, op_name
+from ...spec import OPS, PRECISIONS, Kernel, Request
 
 FLOATS = ("f32", "f64", "f16", "bf16")
 INTEGERS = ("i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64")
@@ -52,12 +52,6 @@ def geometry(request: Request, kind: type[G]) -> G:
     """The request's geometry, known to be of this class."""
     assert isinstance(request.geometry, kind)
     return request.geometry
-
-
-def public_name(request: Request) -> str:
-    """What the caller called: ("max_pool_grad", 2) -> "max_pool2d_backward"."""
-    name = op_name(request.op, request.geometry.rank)
-    return name.removesuffix("_grad") + "_backward" if name.endswith("_grad") else name
 
 
 def channels_first(request: Request, array: np.ndarray) -> np.ndarray:

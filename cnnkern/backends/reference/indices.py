@@ -6,9 +6,9 @@ from math import prod
 
 import numpy as np
 
-from ...errors import ArgumentError
 from ...spec import Request
-from .common import public_name
+from ...spec.sentences import bad_index
+from .common import channels_first
 
 
 def plane_offsets(plane: tuple[int, ...]) -> np.ndarray:
@@ -26,12 +26,10 @@ def first_outside(outside: np.ndarray) -> tuple[int, ...] | None:
 def check_in_plane(request: Request, indices: np.ndarray, plane: tuple[int, ...]) -> None:
     """Raise ArgumentError unless every index is an offset into a plane of these sizes."""
     size = prod(plane)
+    indices = channels_first(request, indices)
     place = first_outside((indices < 0) | (indices >= size))
     if place is not None:
-        raise ArgumentError(
-            f"{public_name(request)}: indices[{', '.join(map(str, place))}] is {indices[place]}, but a plane of sizes "
-            f"{plane} has {size} elements. Valid offsets are 0 <= offset < {size}."
-        )
+        raise bad_index(request, int(indices[place]), place)
 
 
 def flat_targets(indices: np.ndarray, plane_size: int) -> np.ndarray:

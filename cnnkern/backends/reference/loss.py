@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...errors import ArgumentError
 from ...spec import ClassGeometry, Request
-from .common import geometry, public_name, row, store, wide
+from ...spec.sentences import bad_label
+from .common import geometry, row, store, wide
 from .indices import first_outside
 
 
@@ -44,10 +44,7 @@ def _check_labels(request: Request, labels: np.ndarray) -> None:
     classes = geometry(request, ClassGeometry).classes
     place = first_outside((labels < 0) | (labels >= classes))
     if place is not None:
-        raise ArgumentError(
-            f"{public_name(request)}: the label of row {place[0]} is {labels[place]}, but there are {classes} classes. "
-            f"Valid labels are 0 <= label < {classes}."
-        )
+        raise bad_label(request, int(labels[place]), place[0])
 
 
 ROWS = (row("softmax_cross_entropy", softmax_cross_entropy),)

@@ -6,9 +6,9 @@ from math import prod
 
 import numpy as np
 
-from ...errors import ArgumentError
 from ...spec import PoolGeometry, Request, ResizeGeometry
-from .common import BOOL, FLOATS, INTEGERS, channels_first, geometry, public_name, row, store, wide
+from ...spec.sentences import bad_index
+from .common import BOOL, FLOATS, INTEGERS, channels_first, geometry, row, store, wide
 from .indices import check_in_plane, first_outside, plane_offsets, scatter_add
 from .taps import adaptive_windows, taps
 
@@ -100,11 +100,7 @@ def _plane_offsets_of_cells(request: Request, g: PoolGeometry, cells: np.ndarray
         coordinates.append(at)
     place = first_outside(outside)
     if place is not None:
-        raise ArgumentError(
-            f"{public_name(request)}: indices holds cell {cells[place]} at (batch, channel, position...) {place}, but "
-            f"that window of kernel {g.kernel} on input {g.input} has no real element there. Give the indices that "
-            f"max_pool{g.rank}d returned with the same arguments."
-        )
+        raise bad_index(request, int(cells[place]), place)
     return np.ravel_multi_index(tuple(coordinates), g.input) if cells.size else np.zeros(cells.shape, np.int64)
 
 
