@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,25 +11,39 @@ import textwrap
 
 def run_script(
     source: str, *arguments: str, timeout: float = 120, environment: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+) -> tuple[int, str, str]:
     """Run ``source``, which sees the tests' modules and the same cnnkern as this process.
 
-    environment: variables that differ from this process's; settings of cnnkern are never inherited.
+    Args:
+        source: the program.
+        arguments: ``sys.argv[1:]``.
+        timeout: seconds, after which the program and all it started are killed and the test fails.
+        environment: variables to set; settings of cnnkern in this process are not inherited.
+
+    Returns:
+        Exit status, standard output, standard error.
     """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CNNKERN_")}
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(source), *arguments],
         env={**inherited, "PYTHONPATH": path, **(environment or {})},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout,
-        check=False,
+        start_new_session=True,
     )
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+        raise AssertionError(f"no end after {timeout} seconds\n{output}\n{errors}") from None
+    return process.returncode, output, errors
 
 
 def output_of(source: str, *arguments: str, timeout: float = 120, environment: dict[str, str] | None = None) -> str:
     """What the program prints; the test fails with all it said if it does not end well."""
-    done = run_script(source, *arguments, timeout=timeout, environment=environment)
-    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+    status, output, errors = run_script(source, *arguments, timeout=timeout, environment=environment)
+    assert status == 0, f"exit status {status}\n{output}\n{errors}"
+    return output

@@ -39,11 +39,14 @@ static inline Range piece(int64_t items, int64_t pieces, int64_t index) {
   return {items * index / pieces, items * (index + 1) / pieces};
 }
 
+// Chunks of long calls take milliseconds, also with one thread: between chunks the caller looks for Ctrl-C.
+constexpr int64_t kChunkOps = int64_t(1) << 28;
+
 // Chunks for `items` equal pieces of work of `ops` operations each: enough for balance (8 a thread), few enough that
 // a chunk is worth claiming. Only the number of pieces per chunk depends on threads, never what a piece computes.
 static inline int64_t chunks_for(int64_t items, double ops_per_item, int threads) {
-  if (threads <= 1 || items * ops_per_item < kSerialOps) return items > 0 ? 1 : 0;
-  const int64_t most = int64_t(threads) * 8;
+  if (items * ops_per_item < kSerialOps) return items > 0 ? 1 : 0;
+  const int64_t most = max_of(int64_t(threads) * 8, int64_t(items * ops_per_item / kChunkOps));
   const int64_t worth = int64_t(items * ops_per_item / (kSerialOps / 4)) + 1;
   return min_of(items, min_of(most, worth));
 }
