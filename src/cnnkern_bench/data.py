@@ -123,5 +123,5 @@ def _add_indices(
     arrays["x"] = draw(rng, x.shape, x.dtype)
     name, arguments, keywords = pool_arguments(problem)
     kind = "window" if dict(problem.options).get("indices") == "window" else True
-    with ck.using(backend="reference"):
+    with ck.using(backend="reference", kernel="reference"):  # whatever is forced around
         _, arrays["indices"] = getattr(ck, name)(arrays["x"], *arguments, return_indices=kind, **keywords)

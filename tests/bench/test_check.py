@@ -189,6 +189,15 @@ def test_a_kernel_that_writes_beside_its_output_is_caught(corrupt) -> None:
     assert sentence == "wrote after the output (4 bytes)"
 
 
+@pytest.mark.parametrize("text", ["relu:mb1ic32ih8", "max_pool2d_grad:mb1ic3ih9kh3sh2"])
+def test_a_forced_row_is_compared_with_the_reference_and_fed_by_it(text: str) -> None:
+    chosen = ck.explain(text)[0].chosen
+    with ck.using(kernel=chosen.name):
+        row, sentence = own.verify(parse(text), "sampled", seed=0)
+    assert chosen.name in row
+    assert sentence is None
+
+
 def test_guards_and_offsets() -> None:
     array = data.buffer((3, 5), np.dtype(np.float32), offset=3)
     assert (array.ctypes.data % 4096, array.flags.c_contiguous) == (192, True)
