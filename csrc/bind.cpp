@@ -84,6 +84,8 @@ std::shared_ptr<Program> make_program(int inputs, const py::list& outputs, const
     Step step{};
     step.row = named.row;
     step.params = tuple[1].cast<py::bytes>();
+    const char* refusal = step.row->why_not ? step.row->why_not(step.params.data()) : nullptr;
+    if (refusal) throw std::invalid_argument(std::string("this row cannot serve: ") + refusal);
     for (const auto& operand : tuple[2].cast<py::list>()) {
       const auto triple = operand.cast<py::tuple>();
       const auto strides = triple[2].cast<std::vector<int64_t>>();
