@@ -6,6 +6,7 @@ computes and keeps float64.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Callable
 from math import prod
@@ -22,7 +23,8 @@ from reference_rows import ROWS as REFERENCE
 
 LAYOUTS = ("NCHW", "NHWC")
 DTYPES = {"f32": np.float32, "f64": np.float64}
-ORDERS = ("dense", "strided", "reversed", "swapped")  # in memory
+MEMORY = ("dense", "strided", "reversed", "swapped")
+ORDERS = (*MEMORY, "mixed")  # mixed: each operand another one
 GUARD = 64  # elements before and after an array
 
 NATIVE = kernels(backend="cpp")
@@ -101,11 +103,12 @@ class Target:
 def run_native(row: Kernel, request: Request, inputs: tuple, order: str = "dense") -> tuple[np.ndarray, ...]:
     """The row's outputs that the request asks for, as copies in the layout's axes."""
     assert row.why_not(request) is None
+    orders = itertools.cycle(MEMORY if order == "mixed" else (order,))
+    placed = tuple(None if array is None else place(array, next(orders)) for array in inputs)
     targets = [
-        Target(o.array_shape(request), o.array_dtype(request), order) if o.present(request) else None
+        Target(o.array_shape(request), o.array_dtype(request), next(orders)) if o.present(request) else None
         for o in OPS[request.op].outputs
     ]
-    placed = tuple(None if array is None else place(array, order) for array in inputs)
     row.run(row.prepare(request, None), placed, tuple(target and target.array for target in targets))
     present = [target for target in targets if target]
     for target in present:

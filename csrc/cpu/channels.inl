@@ -116,8 +116,8 @@ class ChannelSums {
     F::add(sum, in, centre);
   }
 
-  // Sums stay in the partials (L1), a few pixels are added at each visit. Lanes beyond the last channel hold values that
-  // nobody reads.
+  // Sums stay in the partials (L1), a few pixels are added at each visit. Lanes beyond the last channel hold values
+  // that nobody reads.
   void along_channels(int64_t segment) const {
     constexpr int64_t kPixels = 8;
     double* partial = partial_ + segment * S * pitch_;

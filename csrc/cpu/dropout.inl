@@ -1,5 +1,5 @@
-// Dropout with a counter-based generator: element i is kept if word i % 4 of Philox4x32-10(counter i / 4, key seed) is at
-// least p * 2^32. The mask depends on seed and position in the array's C order alone, not on threads, strides or type.
+// Dropout with a counter-based generator: element i is kept if word i % 4 of Philox4x32-10(counter i / 4, key seed) is
+// at least p * 2^32. The mask depends on seed and position in the array's C order alone, not on threads, strides, type.
 //
 // kWordLanes counters run side by side in 64-bit lanes; each round is two 32 x 32 -> 64 bit products.
 // Bound by the generator: 10 rounds of 2 products and 6 simple operations per 4 elements.

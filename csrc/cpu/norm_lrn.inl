@@ -1,10 +1,11 @@
 // Local response normalisation across channels and its gradient.
 //
 //   S_c = k + alpha * sum of x_j^2 over the window of c      y_c = x_c * S_c^-beta
-//   grad_x_c = g_c * S_c^-beta - 2 alpha beta x_c * sum of t_j over all j whose window holds c,  t_j = g_j x_j S_j^(-beta-1)
+//   grad_x_c = g_c * S_c^-beta - 2 alpha beta x_c * sum of t_j over all j whose window holds c
+//   t_j = g_j * x_j * S_j^(-beta-1)
 //
-// The window of c is c - size / 2 .. c + (size - 1) / 2, clipped. Squares of the window are added anew for each channel:
-// a running sum that subtracts would carry one infinity through all channels after it. For beta = 3/4 the power is two
+// The window of c is c - size / 2 .. c + (size - 1) / 2, clipped. Its squares are added anew for each channel: a
+// running sum that subtracts would carry one infinity through all channels after it. For beta = 3/4 the power is two
 // square roots and a division. NCHW: lanes run along pixels, the window's rows stay in L1. NHWC: lanes run along
 // channels, window sums are unaligned loads from a padded row of squares.
 // Bound by the square roots and the division (about 3 cycles per float element with 64-byte vectors), then by memory.

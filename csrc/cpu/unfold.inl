@@ -1,8 +1,8 @@
 // unfold: every cell of every window as a row of a matrix (im2col); fold: its adjoint, sums back into the image.
 //
-// The matrix has rows (channel, kernel cell) and columns (output position), row-major. unfold copies runs of an image row
-// that one cell sees while the window slides along; cells in the padding are zeros. fold gathers: each image row adds
-// the runs of all cells that reach it, cells in rising order, so no two units of work write the same row.
+// The matrix has rows (channel, kernel cell) and columns (output position), row-major. unfold copies runs of an image
+// row that one cell sees while the window slides along; cells in the padding are zeros. fold gathers: each image row
+// adds the runs of all cells that reach it, cells in rising order, so no two units of work write the same row.
 // Bound by memory: the matrix is written (read) once; it is kernel cells / stride times larger than the image.
 
 struct Unfolding {
