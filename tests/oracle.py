@@ -8,6 +8,7 @@ one line which problem, on which row, under which seed and with how many threads
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import replace
 from math import prod
 
@@ -19,7 +20,8 @@ from cnnkern.config import get_num_threads, using
 from cnnkern.spec import OPS, Kernel, Request
 from samples import INTEGERS, SEED, sample_inputs
 
-ORDERS = ("dense", "strided", "reversed", "swapped")  # how an array lies in memory
+MEMORY = ("dense", "strided", "reversed", "swapped")  # how an array lies in memory
+ORDERS = (*MEMORY, "mixed")  # of a call; mixed: each of its arrays another one
 GUARD = 64  # elements before and after
 
 
@@ -90,9 +92,10 @@ def run_row(row: Kernel, request: Request, inputs: Arrays, order: str = "dense")
         AssertionError: another row ran, something outside an output was written, or a bool is neither 0 nor 1.
     """
     spec = OPS[request.op]
-    placed = [None if a is None else place(a, order) for a in inputs]
+    orders = itertools.cycle(MEMORY if order == "mixed" else (order,))
+    placed = [None if a is None else place(a, next(orders)) for a in inputs]
     targets = [
-        Target(o.array_shape(request), o.array_dtype(request), order) for o in spec.outputs if o.present(request)
+        Target(o.array_shape(request), o.array_dtype(request), next(orders)) for o in spec.outputs if o.present(request)
     ]
     run_on(row, request, placed, [target.array for target in targets])
     for target in targets:

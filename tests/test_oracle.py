@@ -10,7 +10,7 @@ import pytest
 from bounds import EXACT, FLOATS, bounds, gamma, reference
 from cnnkern.spec import OPS, Kernel, numpy_dtype
 from matrix import ROWS
-from oracle import ORDERS, Target, differs, exceeds_rms, expectation, place, rms, run_row, same_bits, says
+from oracle import MEMORY, Target, differs, exceeds_rms, expectation, place, rms, run_row, same_bits, says
 from samples import INTEGERS, NORMAL, sample_inputs, sample_requests, with_columns
 
 
@@ -51,7 +51,7 @@ def test_same_bits_tells_zeros_and_missing_outputs_apart() -> None:
     assert same_bits((one,), (None,)) is not None
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", MEMORY)
 @pytest.mark.parametrize("dtype", ["f32", "f64", "bf16", "u8", "i64", "bool"])
 def test_targets_see_every_byte_written_outside(order: str, dtype: str) -> None:
     shape = (2, 3, 4, 5)
@@ -65,7 +65,7 @@ def test_targets_see_every_byte_written_outside(order: str, dtype: str) -> None:
         target.bytes[byte] ^= 1
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", MEMORY)
 @pytest.mark.parametrize("shape", [(), (3,), (0, 2, 2), (2, 3, 4, 5)])
 def test_placed_inputs_are_read_only_equal_and_between_nan(order: str, shape: tuple[int, ...]) -> None:
     values = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
