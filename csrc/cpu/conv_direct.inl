@@ -78,7 +78,7 @@ class ConvWalk : ConvUnits<T> {
       : ConvUnits<T>(plan, operands), packed_(packed), lanes_(lanes) {}
 
   static size_t lane_bytes(const ConvPlan<T>& plan) {
-    const int64_t elements = plan.strip_elements + plan.sums_elements + plan.block_elements;
+    const int64_t elements = plan.strip_elements + plan.sums_elements + plan.late_blocks() * plan.block_elements;
     const int64_t bytes = int64_t(sizeof(Lane)) + elements * int64_t(sizeof(T)) +
                           ConvUnits<T>::most_taps(plan) * 8;
     return size_t(round_up(bytes, 4096) + 64);  // 64: lanes do not start at the same offset of a page
@@ -87,7 +87,7 @@ class ConvWalk : ConvUnits<T> {
   ck_status run(const ck_exec* exec) {
     const int64_t tasks = plan_.units * plan_.k_parts;
     if (tasks == 0) return CK_OK;
-    for (int lane = 0; lane < exec->threads; lane++) lane_at(lane)->unit = -1;
+    for (int lane = 0; lane < exec->threads; lane++) lane_at(lane)->unit = lane_at(lane)->group = -1;
     const int64_t chunks = exec->threads == 1 && !exec->poll ? 1 : min_of<int64_t>(tasks, 1 << 20);
     return parallel(exec, chunks, [&](int chunk, int lane) {
       const Range range = piece(tasks, chunks, chunk);
@@ -97,16 +97,21 @@ class ConvWalk : ConvUnits<T> {
   }
 
  private:
-  // A lane's part of the workspace: this struct, the strip, the sums, a block of weights, the tap offsets.
+  // A lane's part of the workspace: this struct, the strip, the sums, blocks of weights packed late, the tap offsets.
   struct alignas(64) Lane {
     int64_t unit;  // whose strip is packed; -1: none
     StripShape shape;
+    int64_t group;  // whose blocks are packed; -1: none
+    Range blocks;
+    bool finite;
   };
   Lane* lane_at(int lane) const { return reinterpret_cast<Lane*>(lanes_ + size_t(lane) * lane_bytes(plan_)); }
   T* strip_of(Lane* lane) const { return reinterpret_cast<T*>(lane + 1); }
   T* sums_of(Lane* lane) const { return strip_of(lane) + plan_.strip_elements; }
   T* weights_of(Lane* lane) const { return sums_of(lane) + plan_.sums_elements; }
-  int64_t* taps_of(Lane* lane) const { return reinterpret_cast<int64_t*>(weights_of(lane) + plan_.block_elements); }
+  int64_t* taps_of(Lane* lane) const {
+    return reinterpret_cast<int64_t*>(weights_of(lane) + plan_.late_blocks() * plan_.block_elements);
+  }
 
   void unit(int64_t unit, Range blocks, Lane* lane) {
     const Place p = this->place_of(unit);
@@ -120,7 +125,7 @@ class ConvWalk : ConvUnits<T> {
     }
     for (int64_t block = blocks.begin; block < blocks.end; block++) {
       Weights weights = {nullptr, true};
-      if (taps) weights = block_weights(p.group, block, lane);
+      if (taps) weights = block_weights(p.group, block, blocks.end, lane);
       sum_block(p, rho_d, rho_h, weights, block, lane);
       finish_block(p, block, lane);
     }
@@ -131,12 +136,19 @@ class ConvWalk : ConvUnits<T> {
     const T* data;
     bool finite;
   };
-  Weights block_weights(int64_t group, int64_t block, Lane* lane) const {
+  Weights block_weights(int64_t group, int64_t block, int64_t end, Lane* lane) const {
     if (packed_)
       return {PackedWeights<T>(plan_, packed_).block(group, block), PackedWeights<T>::header(packed_)->bad[0] == 0};
-    WeightSource<T> source = op_.weight;
-    source.data += group * op_.weight_group;
-    return {weights_of(lane), pack_blocks(plan_, {block, block + 1}, source, weights_of(lane))};
+    if (lane->group != group || block < lane->blocks.begin || block >= lane->blocks.end) {
+      WeightSource<T> source = op_.weight;
+      source.data += group * op_.weight_group;
+      const int64_t together = source.k < source.c ? plan_.late_blocks() : 1;
+      lane->group = group;
+      lane->blocks = {block, min_of(end, block + together)};
+      if (plan_.vectors(lane->blocks.end - 1) != plan_.vectors(block)) lane->blocks.end--;  // a narrow last block
+      lane->finite = pack_blocks(plan_, lane->blocks, source, weights_of(lane));
+    }
+    return {weights_of(lane) + (block - lane->blocks.begin) * plan_.block_elements, lane->finite};
   }
 
   // Partial sums of one block of channels over the unit's outputs: [image][row][output column][block].

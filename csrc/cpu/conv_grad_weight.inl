@@ -183,7 +183,13 @@ struct GradWeightPlan {
   int64_t strip_columns() const { return window[2].extent(cols, conv->stride[2]); }
   int64_t strip_rows() const { return window[1].extent(rows, conv->stride[1]); }
   int64_t strip_elements(int64_t channels) const {
-    return images * tap[0].count * strip_rows() * strip_columns() * channels;
+    return images * tap[0].count * strip_rows() * strip_columns() * pixel_pitch(channels);
+  }
+  // Elements between neighbouring pixels of x in a strip. Few channels stand close, so that the taps of a row are one run;
+  // many stand an odd number of cache lines apart, or neighbouring pixels would fall on a few sets of the cache.
+  static int64_t pixel_pitch(int64_t channels) {
+    constexpr int64_t line = 64 / int64_t(sizeof(T));
+    return channels < 2 * line ? channels : (ceil_div(channels, line) | 1) * line;
   }
 
  private:
@@ -230,9 +236,9 @@ class GradWeightWalk {
     ck_status status = parallel(exec, tasks, [&](int task, int lane) {
       const int64_t part = task % parts;
       const Range blocks = piece(plan.k_blocks, plan.k_parts, part % plan.k_parts);
-      if (!sum_strips(task / parts, part / plan.k_parts, blocks, lane)) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
+      if (!sum_strips(task / parts, part / plan.k_parts, blocks, lane, exec)) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
     });
-    if (status != CK_OK) return status;
+    if (status != CK_OK || cancelled_) return CK_CANCELLED;
     const int64_t blocks = plan.conv->groups * plan.k_blocks;
     if (bad && padded()) {
       const int64_t all = plan.conv->out_channels;
@@ -286,7 +292,7 @@ class GradWeightWalk {
   }
 
   // All strips of one copy, for one group and some blocks of its output channels. False: some gy was not finite.
-  bool sum_strips(int64_t copy, int64_t group, Range blocks, int lane) {
+  bool sum_strips(int64_t copy, int64_t group, Range blocks, int lane, const ck_exec* exec) {
     const GradWeightPlan<T>& plan = plan_;
     T* x = reinterpret_cast<T*>(lanes_ + size_t(lane) * lane_bytes(plan));
     T* gy = x + plan.x_elements;
@@ -294,7 +300,7 @@ class GradWeightWalk {
     bool finite = true;
     for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
       const int64_t c0 = chunk * plan.chunk, channels = min_of(plan.chunk, plan.in_channels - c0);
-      for (int64_t strip = strips.begin; strip < strips.end; strip++) {
+      for (int64_t strip = strips.begin; strip < strips.end && !cancelled(exec, lane); strip++) {
         const Place p = place_of(strip);
         pack_x(p, group * plan.in_channels + c0, channels, x);
         finite &= pack_gy(p, group * plan.out_channels, blocks, gy);
@@ -309,6 +315,12 @@ class GradWeightWalk {
       }
     }
     return finite;
+  }
+
+  // A large gradient has one task per thread, minutes long at worst: the caller asks between strips too.
+  bool cancelled(const ck_exec* exec, int lane) {
+    if (lane == 0 && exec->poll && exec->poll(exec->poll_arg)) __atomic_store_n(&cancelled_, 1, __ATOMIC_RELAXED);
+    return __atomic_load_n(&cancelled_, __ATOMIC_RELAXED);
   }
 
   struct Place {
@@ -340,13 +352,13 @@ class GradWeightWalk {
     const int64_t rows = plan_.window[1].extent(s.rows, p.stride[1]);
     for (int64_t n = 0; n < s.images; n++)
       for (int64_t z = 0; z < plan_.tap[0].count; z++)
-        for (int64_t y = 0; y < rows; y++, to += from.columns * channels) {
+        for (int64_t y = 0; y < rows; y++, to += from.columns * plan_.pixel_pitch(channels)) {
           const int64_t id = s.depth * p.stride[0] + plan_.tap[0].offset + z * plan_.tap[0].advance;
           const int64_t ih = s.first_row * p.stride[1] + plan_.window[1].low + y * plan_.window[1].step;
           const bool inside = id >= 0 && id < p.in[0] && ih >= 0 && ih < p.in[1] && p.in[2] > 0;
           const T* row =
               from.data + (s.first_image + n) * x_stride_[0] + id * x_stride_[2] + ih * x_stride_[3];
-          pack_pixels(to, channels, inside ? row : nullptr, from);
+          pack_pixels(to, plan_.pixel_pitch(channels), inside ? row : nullptr, from);
         }
   }
 
@@ -379,15 +391,15 @@ class GradWeightWalk {
     const Window& wide = plan_.window[2];
     const Window& high = plan_.window[1];
     const int64_t columns = wide.extent(s.cols, p.stride[2]), rows = high.extent(s.rows, p.stride[1]);
-    const int64_t row_pitch = columns * channels;
+    const int64_t pixel = plan_.pixel_pitch(channels), row_pitch = columns * pixel;
     const int64_t tap_w = plan_.tap[2].count > 1 ? p.dilation[2] / wide.step : 1;
     const int64_t tap_h = plan_.tap[1].count > 1 ? p.dilation[1] / high.step : 1;
-    const bool joined = tap_w == 1;
+    const bool joined = tap_w == 1 && pixel == channels;
     const int64_t runs = joined ? 1 : p.kernel[2], length = joined ? p.kernel[2] * channels : channels;
     GradTileArgs<T> t;
     t.columns = s.cols;
     t.x_row = p.stride[1] / high.step * row_pitch;
-    t.x_pixel = p.stride[2] / wide.step * channels;
+    t.x_pixel = p.stride[2] / wide.step * pixel;
     t.rows = s.rows;
     const int64_t tiles = ceil_div(length, kTilePixels);
     for (int64_t z = 0; z < p.kernel[0]; z++)
@@ -402,7 +414,7 @@ class GradWeightWalk {
             t.gy = gy;
             for (int64_t n = 0; n < s.images; n++) {
               const int64_t plane = (n * plan_.tap[0].count + z) * rows;
-              t.x = x + (plane + r * tap_h) * row_pitch + run * tap_w * channels + range.begin;
+              t.x = x + (plane + r * tap_h) * row_pitch + run * tap_w * pixel + range.begin;
               (vectors == 1 ? pick_grad_tile<T, 1>(count, All{}) : pick_grad_tile<T, 2>(count, All{}))(t);
               t.gy += s.rows * s.cols * vectors * plan_.lanes;
               t.add = true;
@@ -485,6 +497,7 @@ class GradWeightWalk {
   const int64_t *const gy_stride_, *const x_stride_, *const out_stride_;
   T* const sums_;
   char* const lanes_;
+  int cancelled_ = 0;
 };
 
 template <class T>

@@ -135,6 +135,12 @@ struct ConvPlan {
   }
   // Few outputs: each block of weights is used once or twice, so a task packs it into its own cache just before.
   bool packs_late() const { return units <= 2 * groups; }
+  // Blocks that a task packs at once then, where neighbouring blocks are neighbours in memory: at most 1 MB.
+  int64_t late_blocks() const {
+    if (!packs_late()) return 0;
+    const int64_t most = (int64_t(1) << 20) / (block_elements * int64_t(sizeof(T)));
+    return max_of<int64_t>(1, min_of<int64_t>(most, min_of<int64_t>(4, ceil_div(k_blocks, k_parts))));
+  }
 
  private:
   void cut(int threads) {
