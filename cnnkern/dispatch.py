@@ -203,8 +203,8 @@ def _note_fallback(explanation: Explanation) -> None:
     text = f"{name} {explanation.request.dtype} runs on the slower backend {chosen.backend}: {reason}"
     if config.strict_backend:
         raise NoKernelError(f"{text} (CNNKERN_STRICT=1 makes this an error)\n{explanation}")
-    if text not in _noted:
-        _noted.add(text)
+    if reason not in _noted:
+        _noted.add(reason)
         log.warning(text)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from .backends import load
+from .backends import build_record, load
 from .config import get_num_threads
 from .errors import ArgumentError, NoKernelError, show
 
@@ -19,10 +17,8 @@ def build_info() -> dict[str, Any]:
         record if there is none. ``loads`` (bool) and ``load_error``: whether it can be imported here. ``available``:
         instruction sets of it that this CPU offers, weakest first.
     """
-    record = Path(__file__).with_name("_build_info.json")
-    info: dict[str, Any] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     cpp = load("cpp")
-    return {**info, "loads": cpp.reason is None, "load_error": cpp.reason or "", "available": list(cpp.isas)}
+    return {**build_record(), "loads": cpp.reason is None, "load_error": cpp.reason or "", "available": list(cpp.isas)}
 
 
 def _core(op: str) -> Any:

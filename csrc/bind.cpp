@@ -43,10 +43,10 @@ py::list list_rows() {
   return list;
 }
 
-py::object why_not(size_t row, const std::string& params) {
+py::object why_not(size_t row, const py::bytes& params) {
   const NamedRow& named = row_at(row);
   if (named.missing) return py::str(named.missing);
-  const char* sentence = named.row->why_not ? named.row->why_not(params.data()) : nullptr;
+  const char* sentence = named.row->why_not ? named.row->why_not(std::string_view(params).data()) : nullptr;
   return sentence ? py::object(py::str(sentence)) : py::object(py::none());
 }
 
@@ -140,9 +140,9 @@ PyObject* remember(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 PyMethodDef fast_methods[] = {
     {"lookup", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&lookup)), METH_FASTCALL,
-     "lookup(*key) -> the result of the program remembered under an equal key, or NotImplemented"},
+     "lookup(*key: object) -> object\n\nThe result of the program remembered under an equal key, or NotImplemented."},
     {"remember", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&remember)), METH_FASTCALL,
-     "remember(program, arrays, *key): run this program for calls with an equal key"},
+     "remember(program: Program, arrays: tuple, *key: object) -> None\n\nRun this program for calls with an equal key."},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -250,23 +250,26 @@ PYBIND11_MODULE(_cnnkern_core, m, py::mod_gil_not_used()) {
             if (!result) return py::reinterpret_borrow<py::object>(Py_NotImplemented);
             return py::reinterpret_steal<py::object>(result);
           },
-          "lookup(*key) -> the result of the program remembered under an equal key, or NotImplemented")
+          "The result of the program remembered under an equal key, or NotImplemented.")
       .def(
           "remember",
           [](Cache& self, std::shared_ptr<Program> program, const py::tuple& arrays, const py::args& key) {
             self.remember(std::move(program), arrays, PySequence_Fast_ITEMS(key.ptr()), Py_ssize_t(key.size()));
           },
-          "remember(program, arrays, *key): arrays that are not in the key are constants");
+          py::arg("program"), py::arg("arrays"), "Arrays that are not in the key are constants.");
   m.def("rows", &list_rows, "(index, op, algorithm, isa, dtype, family, operands, why this CPU lacks it, packs)");
   m.def("why_not", &why_not, py::arg("row"), py::arg("params"));
   m.def("struct_sizes", &struct_sizes, "Bytes of each family's params struct.");
   m.def("set_settings", [](int64_t id, int threads) {
     this_thread.settings = id;
+    this_thread.generation = settings_generation.load(std::memory_order_relaxed);
     this_thread.threads = threads;
     ck_parallel_set_default(threads);
   }, py::arg("id"), py::arg("threads"), "Settings of the calling thread.");
   m.def("forget_settings", [] { this_thread.settings = kSettingsUnknown; },
         "Let every lookup of this thread miss until set_settings.");
+  m.def("forget_all_settings", [] { settings_generation.fetch_add(1, std::memory_order_relaxed); },
+        "The same for all threads.");
   m.def("last_rows", [] {
     py::list names;
     for (const ck_row* row : this_thread.last_rows)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import threading
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ..config import BACKENDS
 from ..spec import Kernel
@@ -35,9 +38,21 @@ def load(name: str) -> Backend:
                     isas = module.isas() if hasattr(module, "isas") else ()
                     _loaded[name] = Backend(name, tuple(module.kernels()), isas=isas)
                 except (ImportError, OSError, RuntimeError) as error:
-                    _loaded[name] = Backend(name, (), f"backend {name} is not available: {error}")
+                    _loaded[name] = Backend(name, (), f"backend {name} is not available: {_why(name, error)}")
             backend = _loaded[name]
     return backend
+
+
+def _why(name: str, error: Exception) -> str:
+    """The error of the import; for cpp also what the build wrote down if it could not make the module."""
+    reason = build_record().get("reason") if name == "cpp" else None
+    return f"{error} (not built: {reason})" if reason else str(error)
+
+
+def build_record() -> dict[str, Any]:
+    """What setup.py recorded about the native module; empty if it recorded nothing."""
+    record = Path(__file__).parent.with_name("_build_info.json")
+    return json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
 
 
 def load_all() -> tuple[Backend, ...]:
