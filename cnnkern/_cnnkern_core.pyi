@@ -5,7 +5,7 @@ Native kernels of cnnkern. Use the functions of the package cnnkern instead.
 from __future__ import annotations
 import numpy
 import typing
-__all__: list[str] = ['Cache', 'Program', 'c_api', 'cache_size', 'forget_rows', 'forget_settings', 'last_rows', 'lookup', 'measure_copy', 'measure_peak', 'remember', 'rows', 'set_settings', 'set_spin_us', 'struct_sizes', 'why_not']
+__all__: list[str] = ['Cache', 'Program', 'c_api', 'cache_size', 'forget_all_settings', 'forget_rows', 'forget_settings', 'last_rows', 'lookup', 'measure_copy', 'measure_peak', 'remember', 'rows', 'set_settings', 'set_spin_us', 'struct_sizes', 'why_not']
 class Program:
     """
     Table ops bound to slots, strides and row functions.
@@ -51,6 +51,10 @@ class Cache:
 def cache_size() -> int:
     """
     Programs remembered.
+    """
+def forget_all_settings() -> None:
+    """
+    The same for all threads.
     """
 def forget_rows() -> None:
     ...

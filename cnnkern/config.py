@@ -76,12 +76,23 @@ _ENVIRONMENT = {
     "precision": "CNNKERN_PRECISION",
 }
 
-strict_backend = os.environ.get("CNNKERN_STRICT", "0") == "1"  # falling to a slower backend is then an error
-spin_us = int(os.environ.get("CNNKERN_SPIN_US", "20"))  # how long an idle worker spins before it sleeps
 
-_base = Settings(
-    **_checked({field: os.environ.get(name) or None for field, name in _ENVIRONMENT.items()}, _ENVIRONMENT.__getitem__)
+def _natural(name: str, default: int, most: int) -> int:
+    """An environment variable that is a number from 0."""
+    text = os.environ.get(name) or str(default)
+    if not text.isdecimal() or int(text) > most:
+        raise ArgumentError(f"{name} must be an int from 0 to {most}, got {text!r}.")
+    return int(text)
+
+
+strict_backend = _natural("CNNKERN_STRICT", 0, 1) == 1  # falling to a slower backend is then an error
+spin_us = _natural("CNNKERN_SPIN_US", 20, 1_000_000)  # how long an idle worker spins before it sleeps
+
+_environment = _checked(
+    {field: os.environ.get(name) or None for field, name in _ENVIRONMENT.items()}, _ENVIRONMENT.__getitem__
 )
+_environment_threads: int | None = _environment.pop("num_threads", None)  # set_num_threads wins over it
+_base = Settings(**_environment)
 _omp_threads = os.environ.get("OMP_NUM_THREADS", "")
 _set_threads: int | None = None  # by set_num_threads
 
@@ -92,6 +103,7 @@ class _ThreadState(threading.local):
 
 _state = _ThreadState()
 _listeners: list[Callable[[int, int], None]] = []
+_forgetters: list[Callable[[], None]] = []
 _ids: dict[Settings, int] = {}
 _ids_lock = threading.Lock()
 
@@ -107,9 +119,13 @@ def settings_id(settings: Settings) -> int:
         return _ids.setdefault(settings, len(_ids))
 
 
-def subscribe(listener: Callable[[int, int], None]) -> None:
-    """Tell ``listener(settings id, threads)`` of this thread's settings, now and at each change in this thread."""
+def subscribe(listener: Callable[[int, int], None], forget: Callable[[], None]) -> None:
+    """Tell ``listener(settings id, threads)`` of this thread's settings, now and at each change in this thread.
+
+    ``forget()`` says that what any thread was told before no longer holds.
+    """
     _listeners.append(listener)
+    _forgetters.append(forget)
     sync()
 
 
@@ -169,19 +185,17 @@ def set_num_threads(n: int) -> None:
     """
     global _set_threads
     _set_threads = _thread_count("set_num_threads: n", n)
+    for forget in _forgetters:
+        forget()
     sync()
 
 
 def get_num_threads() -> int:
     """Threads that a call from this thread uses: ``using``, ``set_num_threads``, ``CNNKERN_NUM_THREADS``,
     ``OMP_NUM_THREADS``, 1 in a child of ``multiprocessing``, else what the affinity mask and the cgroup allow."""
-    settings = current()
-    if _state.stack and settings.num_threads is not None and settings.num_threads != _base.num_threads:
-        return settings.num_threads
-    if _set_threads is not None:
-        return _set_threads
-    if settings.num_threads is not None:
-        return settings.num_threads
+    for asked_for in (current().num_threads, _set_threads, _environment_threads):
+        if asked_for is not None:
+            return asked_for
     if _omp_threads.isdigit() and int(_omp_threads) > 0:
         return min(int(_omp_threads), MAX_THREADS)
     if _is_worker_process():

@@ -134,7 +134,7 @@ class Cache {
   // A new reference to the result; nullptr without an error set: not known.
   PyObject* lookup(PyObject* const* args, Py_ssize_t count) {
     Key key;
-    if (this_thread.settings == kSettingsUnknown || !build(key, args, count)) return nullptr;
+    if (!this_thread.knows_settings() || !build(key, args, count)) return nullptr;
     std::shared_ptr<const Entry> entry = find(key);
     if (!entry) return nullptr;
     PyObject* arrays[Key::kMostArrays];

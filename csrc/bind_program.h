@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -57,11 +58,18 @@ class Workspace {
 
 // What the calling thread asked for, pushed by cnnkern/config.py, and what it ran last.
 constexpr int64_t kSettingsUnknown = -1;
+inline std::atomic<int64_t> settings_generation{0};  // counts changes that concern all threads
 struct ThreadState {
-  int64_t settings = kSettingsUnknown;  // in the key of every lookup; unknown: every lookup misses
+  int64_t settings = kSettingsUnknown;  // in the key of every lookup
+  int64_t generation = 0;               // when they were pushed
   int threads = 1;
   std::vector<const ck_row*> last_rows;
   Workspace workspace;
+
+  // If not, every lookup misses, and the slow path asks config.py.
+  bool knows_settings() const {
+    return settings != kSettingsUnknown && generation == settings_generation.load(std::memory_order_relaxed);
+  }
 };
 inline thread_local ThreadState this_thread;
 

@@ -293,4 +293,4 @@ def _sizes(g: Any) -> dict[str, int]:
 
 
 core.set_spin_us(config.spin_us)
-config.subscribe(set_settings)
+config.subscribe(set_settings, core.forget_all_settings)
