@@ -280,13 +280,13 @@ def test_bad_indices_are_refused(row: Kernel, layout: str) -> None:
                 index = np.full(index_shape, good)
                 index.flat[at] = bad
                 arrays = as_arrays(request, (np.ones(value_shape), index))
-                with pytest.raises(ArgumentError, match=f" {bad} "):
+                with pytest.raises(ArgumentError, match=f" is {bad}, but "):
                     run_native(row, request, arrays)
     if row.op == "max_pool_grad":
         request = Request(row.op, g, "f32", layout, options=(("indices", "window"),))
         index = np.full(g.y_shape, 4)
         index[1, 2, 1, 0] = 3  # the left column of the leftmost window is padding
-        with pytest.raises(ArgumentError, match=" 3 "):
+        with pytest.raises(ArgumentError, match=" is 3, but "):
             run_native(row, request, as_arrays(request, (np.ones(g.y_shape), index)))
 
 

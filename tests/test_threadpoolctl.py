@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import threadpoolctl
 
 import cnnkern as ck
-import cnnkern.interop.threadpoolctl  # noqa: F401  (registers the controller)
+import cnnkern.interop.threadpoolctl
 
 
 def test_limits_are_seen_and_restored():

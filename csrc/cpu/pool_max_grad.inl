@@ -7,96 +7,12 @@
 // added where they point, plane by plane (plane_scatter.inl). Bound by memory; the index costs 1 byte per output instead
 // of 8.
 
-// ---- are window indices cells of real elements?
-
-struct WindowIndexCheck {
-  const PoolShape& shape;
-  const ck_tensor& index;
-
-  bool names_element(int64_t cell, int64_t d, int64_t h, int64_t w) const {
-    const int64_t at[CK_AXES] = {d, h, w};
-    for (int a = CK_AXES - 1; a >= 0; a--) {
-      const Span span = shape.axis[a].elements(at[a]);
-      const int64_t tap = a == 0 ? cell : cell % shape.axis[a].kernel;
-      if (tap < span.tap || tap >= span.tap + span.count) return false;
-      cell /= shape.axis[a].kernel;
-    }
-    return true;
-  }
-
-  bool inside(int axis, int64_t o) const { return shape.axis[axis].elements(o).count == shape.axis[axis].kernel; }
-
-  // All indices of the output rows (n, d, h).
-  template <class Index>
-  bool row(int64_t n, int64_t d, int64_t h) const {
-    const Index* const p =
-        static_cast<const Index*>(index.data) + n * index.stride[0] + d * index.stride[2] + h * index.stride[3];
-    const int64_t outputs = shape.axis[2].out, channels = shape.channels;
-    const bool across = index.stride[1] == 1;
-    const int64_t inner = across ? channels : outputs, outer = across ? outputs : channels;
-    const int64_t inner_step = index.stride[across ? 1 : 4], outer_step = index.stride[across ? 4 : 1];
-    Index most = 0;
-    for (int64_t o = 0; o < outer; o++) {
-      const Index* const line = p + o * outer_step;
-      if (inner_step == 1)
-        for (int64_t i = 0; i < inner; i++) most = line[i] > most ? line[i] : most;  // vectorised
-      else
-        for (int64_t i = 0; i < inner; i++) most = max_of(most, line[i * inner_step]);
-    }
-    if (channels && int64_t(most) >= shape.cells()) return false;
-    const bool whole_row = inside(0, d) && inside(1, h);
-    for (int64_t w = 0; w < outputs; w++) {
-      if (whole_row && inside(2, w)) continue;
-      for (int64_t c = 0; c < channels; c++)
-        if (!names_element(p[c * index.stride[1] + w * index.stride[4]], d, h, w)) return false;
-    }
-    return true;
-  }
-
-  // The first bad index in row-major order of (n, c, d, h, w).
-  template <class Index>
-  ck_status report(ck_exec* exec) const {
-    int64_t place = 0;
-    for (int64_t n = 0; n < shape.batch; n++)
-      for (int64_t c = 0; c < shape.channels; c++)
-        for (int64_t d = 0; d < shape.axis[0].out; d++)
-          for (int64_t h = 0; h < shape.axis[1].out; h++)
-            for (int64_t w = 0; w < shape.axis[2].out; w++, place++) {
-              const int64_t at[5] = {n, c, d, h, w};
-              const Index* p = static_cast<const Index*>(index.data);
-              for (int a = 0; a < 5; a++) p += at[a] * index.stride[a];
-              if (*p < shape.cells() && names_element(*p, d, h, w)) continue;
-              exec->bad_index = *p, exec->bad_place = place;
-              return CK_INDEX_RANGE;
-            }
-    return CK_OK;
-  }
-
-  template <class Index>
-  ck_status run(ck_exec* exec) const {
-    const int64_t rows = shape.batch * shape.axis[0].out * shape.axis[1].out;
-    int bad = 0;
-    const ck_status status =
-        parallel_pieces(exec, rows, double(shape.channels * shape.axis[2].out) * kOpsPerByte / 4,
-                        [&](int64_t begin, int64_t end, int) {
-                          for (int64_t r = begin; r < end; r++) {
-                            const int64_t h = r % shape.axis[1].out, plane = r / shape.axis[1].out;
-                            if (!row<Index>(plane / shape.axis[0].out, plane % shape.axis[0].out, h))
-                              __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
-                          }
-                        });
-    return status != CK_OK || !bad ? status : report<Index>(exec);
-  }
-};
-
-// ---- gathering by window index
-
 template <class T, class Index>
 class MaxGradGather {
   using Code = IntOf<T>;
   static constexpr int L = kLanes<T>;
 
-  // A row of grad_output and its indices, widened, with zeros on both sides.
+  // A row of grad_output and of its indices, widened to lanes, with zeros on both sides.
   struct Source {
     const T* grad;
     const Code* index;
@@ -108,12 +24,18 @@ class MaxGradGather {
       : shape_(shape), split_(shape.axis[2]), carver_(workspace) {
     source_ = round_up(split_.source_size<T>(), L);
     merged_ = round_up(split_.merged_size<T>(), L);
+    auto longest = [](const PoolAxis& axis) { return max_of<int64_t>(1, min_of(axis.kernel, axis.out)); };
+    auto reach = [&](const PoolAxis& axis) {  // outputs from the first to the last that see an element
+      return max_of<int64_t>(1, min_of(axis.out, (longest(axis) - 1) * axis.out_step + 1));
+    };
     most_rows_ = longest(shape.axis[0]) * longest(shape.axis[1]);
+    ring_ = {reach(shape.axis[0]), reach(shape.axis[1])};
     spans_.take_outputs(carver_, shape);
     shift_ = carver_.take<int64_t>(split_.taps);
-    lane_elements_ = merged_ + most_rows_ * source_;
+    lane_elements_ = merged_ + ring_.places() * source_;
     lanes_ = carver_.take<T>(lane_elements_ * threads);
-    indices_ = carver_.take<Code>(most_rows_ * source_ * threads);
+    indices_ = carver_.take<Code>(ring_.places() * source_ * threads);
+    kept_ = carver_.take<int64_t>(ring_.places() * threads);
     sources_ = carver_.take<Source>(most_rows_ * threads);
   }
   size_t workspace_bytes() const { return carver_.bytes; }
@@ -139,9 +61,6 @@ class MaxGradGather {
   }
 
  private:
-  // Windows that can hold one element.
-  static int64_t longest(const PoolAxis& axis) { return min_of(axis.kernel, axis.out); }
-
   Code cell(int64_t tap_d, int64_t tap_h, int64_t tap_w) const {
     return Code((tap_d * shape_.axis[1].kernel + tap_h) * shape_.axis[2].kernel + tap_w);
   }
@@ -149,54 +68,42 @@ class MaxGradGather {
   void rows_of_planes(int64_t begin, int64_t end, int lane) const {
     T* const merged = lanes_ + lane * lane_elements_;
     T* const grads = merged + merged_;
-    Code* const indices = indices_ + lane * most_rows_ * source_;
+    Code* const indices = indices_ + lane * ring_.places() * source_;
+    int64_t* const kept = kept_ + lane * ring_.places();
     Source* const sources = sources_ + lane * most_rows_;
     memset(merged, 0, size_t(lane_elements_) * sizeof(T));
-    memset(indices, 0, size_t(most_rows_ * source_) * sizeof(Code));
-    RowPlace at(begin, shape_.channels, shape_.axis[0].in, shape_.axis[1].in), done = at;
-    int64_t count = 0;
+    memset(indices, 0, size_t(ring_.places() * source_) * sizeof(Code));
+    for (int64_t i = 0; i < ring_.places(); i++) kept[i] = -1;
+    RowPlace at(begin, shape_.channels, shape_.axis[0].in, shape_.axis[1].in);
     for (int64_t row = begin; row < end; row++, at.next()) {
-      if (row > begin && same_windows(at, done)) {  // other cells of the same windows: no row need be read again
-        count_cells(at, sources);
-      } else {
-        count = read_rows(at, grads, indices, sources);
-      }
-      done = at;
-      split_.merge(merged, [&](int64_t t, int64_t q) { return gather(sources, count, t, q); });
+      const int64_t count = read_rows(at, grads, indices, kept, sources);
+      split_.merge(merged, [&](auto vectors, int64_t t, int64_t q, Vec<T>* sum) {
+        gather<decltype(vectors)::value>(sources, count, t, q, sum);
+      });
       write_row(at, merged + split_.pad);
     }
   }
 
-  bool same_windows(const RowPlace& a, const RowPlace& b) const {
-    auto same = [](const Span& s, const Span& t) { return s.first == t.first && s.count == t.count; };
-    return a.n == b.n && a.c == b.c && same(spans_.axis[0][a.d], spans_.axis[0][b.d]) &&
-           same(spans_.axis[1][a.h], spans_.axis[1][b.h]);
-  }
-
-  int64_t count_cells(const RowPlace& at, Source* sources) const {
-    const Span depth = spans_.axis[0][at.d], height = spans_.axis[1][at.h];
-    int64_t count = 0;
-    for (int64_t a = 0; a < depth.count; a++)
-      for (int64_t r = 0; r < height.count; r++)
-        sources[count++].cell = cell(depth.tap - a * shape_.axis[0].tap_step,
-                                     height.tap - r * shape_.axis[1].tap_step, 0);
-    return count;
-  }
-
-  int64_t read_rows(const RowPlace& at, T* grads, Code* indices, Source* sources) const {
+  // The rows whose windows hold this one; those of the row before are still there.
+  int64_t read_rows(const RowPlace& at, T* grads, Code* indices, int64_t* kept, Source* sources) const {
+    const PoolAxis &axis_d = shape_.axis[0], &axis_h = shape_.axis[1];
     const Span depth = spans_.axis[0][at.d], height = spans_.axis[1][at.h];
     const int64_t lead = split_.most_shift();
-    const int64_t count = count_cells(at, sources);
-    for (int64_t t = 0; t < count; t++) {
-      const int64_t d = depth.first + t / height.count * shape_.axis[0].out_step;
-      const int64_t h = height.first + t % height.count * shape_.axis[1].out_step;
-      const RowPlace from = at.moved(d, h);
-      T* const grad = grads + t * source_ + lead;
-      Code* const index = indices + t * source_ + lead;
-      read_row(static_cast<const T*>(grad_.data) + from.offset(grad_),
-               static_cast<const Index*>(index_.data) + from.offset(index_), grad, index);
-      sources[t].grad = grad, sources[t].index = index;
-    }
+    int64_t count = 0;
+    for (int64_t a = 0; a < depth.count; a++)
+      for (int64_t r = 0; r < height.count; r++) {
+        const RowPlace from = at.moved(depth.first + a * axis_d.out_step, height.first + r * axis_h.out_step);
+        const int64_t row = ((at.n * shape_.channels + at.c) * axis_d.out + from.d) * axis_h.out + from.h;
+        const int64_t place = ring_.place(from.d, from.h);
+        T* const grad = grads + place * source_ + lead;
+        Code* const index = indices + place * source_ + lead;
+        if (kept[place] != row) {
+          kept[place] = row;
+          read_row(static_cast<const T*>(grad_.data) + from.offset(grad_),
+                   static_cast<const Index*>(index_.data) + from.offset(index_), grad, index);
+        }
+        sources[count++] = {grad, index, cell(depth.tap - a * axis_d.tap_step, height.tap - r * axis_h.tap_step, 0)};
+      }
     return count;
   }
 
@@ -214,15 +121,17 @@ class MaxGradGather {
     }
   }
 
-  Vec<T> gather(const Source* sources, int64_t count, int64_t tap, int64_t q) const {
-    Vec<T> sum{};
+  // sum[v] = gradients of the outputs whose index names the element of tap `tap` and its like.
+  template <int V>
+  void gather(const Source* sources, int64_t count, int64_t tap, int64_t q, Vec<T>* sum) const {
+    for (int v = 0; v < V; v++) sum[v] = Vec<T>{};
     for (int64_t s = 0; s < count; s++)
       for (int64_t j = tap; j < split_.taps; j += split_.period) {
-        const int64_t at = q - shift_[j];
+        const T* const grad = sources[s].grad + q - shift_[j];
+        const Code* const index = sources[s].index + q - shift_[j];
         const Vec<Code> mine = splat_code(sources[s].cell + Code(j));
-        sum += load(sources[s].index + at) == mine ? load(sources[s].grad + at) : Vec<T>{};
+        for (int v = 0; v < V; v++) sum[v] += load(index + v * L) == mine ? load(grad + v * L) : Vec<T>{};
       }
-    return sum;
   }
 
   static Vec<Code> splat_code(Code code) { return code - Vec<Code>{}; }
@@ -275,10 +184,12 @@ class MaxGradGather {
   const PhaseSplit split_;
   Carver carver_;
   int64_t source_, merged_, most_rows_, lane_elements_;
+  RowRing ring_;
   SpanTable spans_;
   int64_t* shift_;
   T* lanes_;
   Code* indices_;
+  int64_t* kept_;
   Source* sources_;
   ck_tensor grad_, index_, grad_x_;
 };
@@ -289,7 +200,8 @@ struct max_pool_grad_direct {
     const ck_pool* p = static_cast<const ck_pool*>(params);
     const PoolShape shape(p);
     if (p->index == CK_INDEX_I64) return 0;
-    return MaxGradGather<T, uint8_t>(shape, nullptr, threads).workspace_bytes();
+    return max_of(WindowIndexCheck(shape, nullptr).workspace_bytes(),
+                  MaxGradGather<T, uint8_t>(shape, nullptr, threads).workspace_bytes());
   }
 
   static ck_status run(const void* params, const ck_tensor* tensors, ck_exec* exec) {
@@ -312,7 +224,7 @@ struct max_pool_grad_direct {
   template <class Index>
   static ck_status gather(const ck_pool* p, const ck_tensor* tensors, ck_exec* exec) {
     const PoolShape shape(p);
-    const ck_status status = WindowIndexCheck{shape, tensors[1]}.template run<Index>(exec);
+    const ck_status status = WindowIndexCheck(shape, exec->workspace).run<Index>(tensors[1], exec);
     if (status != CK_OK) return status;
     return MaxGradGather<T, Index>(shape, exec->workspace, exec->threads).run(tensors[0], tensors[1], tensors[2], exec);
   }

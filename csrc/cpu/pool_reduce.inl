@@ -16,7 +16,7 @@ class PoolReduce {
   static constexpr int64_t kMostBatch = 16;          // when the unaligned loads that straddle them come
 
  public:
-  // Without a workspace this only counts its bytes. `counts`: the cells counted per axis, for an Op that divides.
+  // Without a workspace this only counts its bytes.
   PoolReduce(const PoolShape& shape, const Op& op, void* workspace, int threads)
       : shape_(shape), op_(op), split_(shape.axis[2]), carver_(workspace) {
     // One or two outputs in a row leave most lanes of a vector of outputs empty: lanes run along the window there, as in
@@ -219,11 +219,6 @@ class PoolReduce {
       store_as<A>(out + v * L, 1, op_.finish(sum[v]), n);
     }
   }
-
-  template <int value_>
-  struct Constant {
-    static constexpr int value = value_;
-  };
 
   const PoolShape& shape_;
   const Op op_;

@@ -5,6 +5,12 @@
 // dilation is one loop of unaligned loads without range checks, padding being stored in the row. A gradient goes the
 // opposite way: phases are summed from unaligned loads, then merged. All of it happens in the first-level cache.
 
+// A number of vectors, as an argument of a generic lambda.
+template <int value_>
+struct Constant {
+  static constexpr int value = value_;
+};
+
 struct PhaseSplit {
   int64_t in, out, taps, stride, dilation, pad;
   int64_t period;  // taps j and j + period lie in one phase
@@ -70,29 +76,56 @@ struct PhaseSplit {
     const int64_t count = merged_positions();
     return stride * (stride <= 2 ? count + kLanes<A> : count) + kLanes<A>;
   }
-  // merged[q * stride + phase] = sum(t, q) over the taps t, t + period, ...: a vector of kLanes<A> positions from q on.
-  // Phases without taps are left alone: they were zeroed once.
+  // merged[q * stride + phase] = sum over the taps t, t + period, ... of that phase. sum(Constant<V>, t, q, Vec<A>* to)
+  // gives V vectors of positions from q on. Phases without taps are left alone: they were zeroed once.
   template <class A, class Sum>
   void merge(A* merged, const Sum& sum) const {
     constexpr int L = kLanes<A>;
-    const int64_t begin = pad / stride, end = merged_positions();
+    const int64_t end = merged_positions();
+    int64_t q = pad / stride;
+    for (; q + L < end; q += 2 * L) merge_vectors<2>(merged, sum, q);
+    if (q < end) merge_vectors<1>(merged, sum, q);
+  }
+
+ private:
+  template <int V, class A, class Sum>
+  void merge_vectors(A* merged, const Sum& sum, int64_t q) const {
+    constexpr int L = kLanes<A>;
+    const Constant<V> vectors;
     if (stride == 1) {
-      for (int64_t q = begin; q < end; q += L) store(merged + q, sum(0, q));
+      Vec<A> v[V];
+      sum(vectors, 0, q, v);
+      for (int i = 0; i < V; i++) store(merged + q + i * L, v[i]);
     } else if (stride == 2 && phases == 2) {
-      for (int64_t q = begin; q < end; q += L) {
-        const Pairs<A> pair = interleave<A>(sum(0, q), sum(1, q));
-        store(merged + 2 * q, pair.first);
-        store(merged + 2 * q + L, pair.second);
+      Vec<A> even[V], odd[V];
+      sum(vectors, 0, q, even);
+      sum(vectors, 1, q, odd);
+      for (int i = 0; i < V; i++) {
+        const Pairs<A> pair = interleave<A>(even[i], odd[i]);
+        store(merged + 2 * (q + i * L), pair.first);
+        store(merged + 2 * (q + i * L) + L, pair.second);
       }
     } else {
-      for (int64_t t = 0; t < phases; t++)
-        for (int64_t q = begin; q < end; q += L) {
-          A lane[L];
-          store(lane, sum(t, q));
-          A* to = merged + q * stride + phase(t);
-          for (int64_t i = 0; i < min_of<int64_t>(L, end - q); i++) to[i * stride] = lane[i];
-        }
+      const int64_t count = min_of<int64_t>(V * L, merged_positions() - q);
+      for (int64_t t = 0; t < phases; t++) {
+        Vec<A> v[V];
+        sum(vectors, t, q, v);
+        A lane[V * L];
+        for (int i = 0; i < V; i++) store(lane + i * L, v[i]);
+        A* const to = merged + q * stride + phase(t);
+        for (int64_t i = 0; i < count; i++) to[i * stride] = lane[i];
+      }
     }
+  }
+};
+
+// Rows of a plane that are kept while windows slide over them. Those needed at once have places of their own.
+struct RowRing {
+  int64_t depths, heights;
+
+  int64_t places() const { return depths * heights; }
+  int64_t place(int64_t d, int64_t h) const {  // extents fit 32 bits, whose division is fast
+    return int64_t(uint32_t(d) % uint32_t(depths)) * heights + uint32_t(h) % uint32_t(heights);
   }
 };
 
@@ -150,16 +183,39 @@ static inline Vec<Lane> widened(V v) {
   }
 }
 
+// n < lanes elements, in pieces of powers of two.
+template <int size, class Int>
+static inline void copy_few(Int* to, const Int* from, int n) {
+  if constexpr (size > 0) {
+    if (n & size) {
+      memcpy(to, from, size * sizeof(Int));
+      to += size, from += size;
+    }
+    copy_few<size / 2>(to, from, n);
+  }
+}
+
 template <class Lane, class Int>
 static inline void store_index(Int* p, int64_t step, Vec<Lane> index, int n) {
-  if (step == 1 && n == kLanes<Lane>) return store_converted<Int, kLanes<Lane>>(p, index);
-  for (int i = 0; i < n; i++) p[i * step] = Int(index[i]);
+  constexpr int L = kLanes<Lane>;
+  if (step == 1 && n == L) return store_converted<Int, L>(p, index);
+  Int lane[L];
+  store_converted<Int, L>(lane, index);
+  if (step == 1) return copy_few<L / 2>(p, lane, n);
+  for (int i = 0; i < n; i++) p[i * step] = lane[i];
 }
 template <class Lane, class Int>
 static inline Vec<Lane> load_index(const Int* p, int64_t step, int n) {
-  typename IntLanes<Int, kLanes<Lane>>::type narrow{};
-  if (step == 1 && n == kLanes<Lane>) memcpy(&narrow, p, sizeof narrow);
-  else
-    for (int i = 0; i < n; i++) narrow[i] = p[i * step];
+  constexpr int L = kLanes<Lane>;
+  typename IntLanes<Int, L>::type narrow;
+  if (step == 1 && n == L) {
+    memcpy(&narrow, p, sizeof narrow);
+  } else {
+    Int lane[L] = {};
+    if (step == 1) copy_few<L / 2>(lane, p, n);
+    else
+      for (int i = 0; i < n; i++) lane[i] = p[i * step];
+    memcpy(&narrow, lane, sizeof narrow);
+  }
   return widened<Lane>(narrow);
 }

@@ -46,7 +46,7 @@ class PoolScan {
       return max_of<int64_t>(1, min_of(axis.in, (outputs - 1) * window_step(axis) + (axis.kernel - 1) * axis.dilation + 1));
     };
     ring_.depths = reach(depth, 1);
-    for (batch_ = min_of(kMostBatch, height.out); batch_ > 1; batch_--)
+    for (batch_ = max_of<int64_t>(1, min_of(kMostBatch, height.out)); batch_ > 1; batch_--)
       if (ring_.depths * reach(height, batch_) * line_ * int64_t(sizeof(T)) <= kBatchBytes) break;
     ring_.heights = reach(height, batch_);
     offset_ = carver_.take<int64_t>(split_.taps);

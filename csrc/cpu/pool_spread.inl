@@ -114,10 +114,13 @@ class PoolSpread {
   }
 
   void spread_taps(const A* source, A* merged) const {
-    split_.merge(merged, [&](int64_t t, int64_t q) {
-      Vec<A> sum = load(source + q - shift_[t]);
-      for (int64_t j = t + split_.period; j < split_.taps; j += split_.period) sum += load(source + q - shift_[j]);
-      return sum;
+    split_.merge(merged, [&](auto vectors, int64_t t, int64_t q, Vec<A>* sum) {
+      constexpr int V = decltype(vectors)::value;
+      for (int v = 0; v < V; v++) sum[v] = load(source + q + v * L - shift_[t]);
+      for (int64_t j = t + split_.period; j < split_.taps; j += split_.period) {
+        const A* const from = source + q - shift_[j];
+        for (int v = 0; v < V; v++) sum[v] += load(from + v * L);
+      }
     });
   }
 

@@ -48,6 +48,7 @@ namespace {
 #include "pool_spread.inl"
 #include "plane_scatter.inl"
 #include "pool_max.inl"
+#include "pool_index_check.inl"
 #include "pool_max_grad.inl"
 #include "pool_avg.inl"
 #include "pool_lp.inl"

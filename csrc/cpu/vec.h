@@ -100,6 +100,22 @@ struct IntLike<double> {
 template <class T>
 using IntOf = typename IntLike<T>::type;
 
+// Is any lane of a mask (all bits set, or none) set?
+template <class Int>
+static inline bool any(Vec<Int> mask) {
+#if CK_VECTOR_BYTES == 64 && defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif CK_VECTOR_BYTES == 32 && defined(__AVX2__)
+  return _mm256_movemask_epi8((__m256i)mask) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8((__m128i)mask) != 0;
+#else
+  Int all = 0;
+  for (int i = 0; i < kLanes<Int>; i++) all |= mask[i];
+  return all != 0;
+#endif
+}
+
 // ---- shuffles with constant indices: Clang and GCC from 12 have one builtin, older GCC another
 template <int... I>
 struct Lanes {};
