@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import cnnkern
-from cnnkern.spec import OPS, Kernel
+from cnnkern.spec import DTYPES, OPS, Kernel
 
 ROWS = cnnkern.kernels()
 NATIVE = cnnkern.kernels(backend="cpp")
@@ -52,13 +52,17 @@ def _chosen(ops: tuple[str, ...], native: bool) -> Iterator[Kernel]:
     yield from rows
 
 
-def each_case(*ops: str, native: bool = False) -> pytest.MarkDecorator:
+def each_case(*ops: str, native: bool = False, dtypes: tuple[str, ...] = tuple(DTYPES)) -> pytest.MarkDecorator:
     """Parametrize by ``case``: every row of these table ops (none: of all), in each of its dtypes and layouts.
 
-    native: without the reference, which knows neither threads nor instruction sets.
+    native: without the reference, which knows neither threads nor instruction sets. dtypes: only these.
     """
     cases = [
-        Case(row, dtype, layout) for row in _chosen(ops, native) for dtype in row.dtypes for layout in _layouts(row)
+        Case(row, dtype, layout)
+        for row in _chosen(ops, native)
+        for dtype in row.dtypes
+        if dtype in dtypes
+        for layout in _layouts(row)
     ]
     cases.sort(key=lambda case: (case.row.op, case.dtype, case.layout))  # rows side by side share their expectations
     return pytest.mark.parametrize("case", [_parameter(case, case.row, str(case)) for case in cases])
