@@ -69,6 +69,8 @@ test-peers: $(VENV)/stamp-peers
 lint: $(VENV)/stamp-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@for f in $$(git ls-files csrc tests/native | grep -E '\.(inl|h|cpp)$$'); do \
+		$(BIN)/clang-format --assume-filename=x.cpp <$$f | cmp -s - $$f || { echo "clang-format would change $$f"; exit 1; }; done
 	@echo 'files over 500 lines (a longer one needs a reason):'
 	@git ls-files '*.py' '*.cpp' '*.h' '*.inl' '*.cu' '*.cuh' | xargs wc -l | awk '$$1 > 500 && $$2 != "total"'
 

@@ -5,7 +5,7 @@ Native kernels of cnnkern. Use the functions of the package cnnkern instead.
 from __future__ import annotations
 import numpy
 import typing
-__all__: list[str] = ['Cache', 'Program', 'c_api', 'cache_size', 'forget_all_settings', 'forget_rows', 'forget_settings', 'last_rows', 'lookup', 'measure_copy', 'measure_peak', 'remember', 'rows', 'set_settings', 'set_spin_us', 'struct_sizes', 'why_not']
+__all__: list[str] = ['Cache', 'Program', 'c_api', 'cache_size', 'forget_all_settings', 'forget_rows', 'last_rows', 'lookup', 'measure_copy', 'measure_peak', 'remember', 'rows', 'set_settings', 'set_spin_us', 'struct_sizes', 'why_not']
 class Program:
     """
     Table ops bound to slots, strides and row functions.
@@ -54,14 +54,10 @@ def cache_size() -> int:
     """
 def forget_all_settings() -> None:
     """
-    The same for all threads.
+    Let every lookup of every thread miss until its next set_settings.
     """
 def forget_rows() -> None:
     ...
-def forget_settings() -> None:
-    """
-    Let every lookup of this thread miss until set_settings.
-    """
 def last_rows() -> list:
     """
     Rows this thread's last program ran: (op, algorithm, isa, dtype).
@@ -82,9 +78,9 @@ def rows() -> list:
     """
     (index, op, algorithm, isa, dtype, family, operands, why this CPU lacks it, packs)
     """
-def set_settings(id: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+def set_settings(id: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex, process_threads: typing.SupportsInt | typing.SupportsIndex) -> None:
     """
-    Settings of the calling thread.
+    Settings of the calling thread; id -1: every lookup of this thread misses.
     """
 def set_spin_us(microseconds: typing.SupportsInt | typing.SupportsIndex) -> None:
     ...

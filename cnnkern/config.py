@@ -5,6 +5,8 @@ Environment variables are read once, when the package is imported. ``using`` hol
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import os
 import sys
@@ -99,13 +101,15 @@ _set_threads: int | None = None  # by set_num_threads
 
 class _ThreadState(threading.local):
     stack: tuple[Settings, ...] = ()
+    suspended = False
 
 
 _state = _ThreadState()
-_listeners: list[Callable[[int, int], None]] = []
+_listeners: list[Callable[[int, int, int], None]] = []
 _forgetters: list[Callable[[], None]] = []
 _ids: dict[Settings, int] = {}
-_ids_lock = threading.Lock()
+_new_ids = itertools.count()  # no lock: one held by another thread at a fork would stay locked in the child
+UNKNOWN = -1  # the id under which nothing is remembered
 
 
 def current() -> Settings:
@@ -114,13 +118,13 @@ def current() -> Settings:
 
 
 def settings_id(settings: Settings) -> int:
-    """A small number that stands for equal settings; the native plan cache has it in its key."""
-    with _ids_lock:
-        return _ids.setdefault(settings, len(_ids))
+    """A number that stands for equal settings; the native plan cache has it in its key."""
+    known = _ids.get(settings)
+    return _ids.setdefault(settings, next(_new_ids)) if known is None else known
 
 
-def subscribe(listener: Callable[[int, int], None], forget: Callable[[], None]) -> None:
-    """Tell ``listener(settings id, threads)`` of this thread's settings, now and at each change in this thread.
+def subscribe(listener: Callable[[int, int, int], None], forget: Callable[[], None]) -> None:
+    """Tell ``listener(settings id, threads, process's threads)`` of this thread's settings, now and at each change.
 
     ``forget()`` says that what any thread was told before no longer holds.
     """
@@ -132,8 +136,15 @@ def subscribe(listener: Callable[[int, int], None], forget: Callable[[], None]) 
 def sync() -> None:
     """Push this thread's settings to the listeners."""
     settings = current()
+    known = UNKNOWN if _state.suspended else settings_id(replace(settings, num_threads=None))
     for listener in _listeners:
-        listener(settings_id(replace(settings, num_threads=None)), get_num_threads())
+        listener(known, get_num_threads(), _process_threads())
+
+
+def suspend(suspended: bool) -> None:
+    """While suspended, no call of this thread is answered by a remembered program."""
+    _state.suspended = suspended
+    sync()
 
 
 class using:
@@ -193,7 +204,13 @@ def set_num_threads(n: int) -> None:
 def get_num_threads() -> int:
     """Threads that a call from this thread uses: ``using``, ``set_num_threads``, ``CNNKERN_NUM_THREADS``,
     ``OMP_NUM_THREADS``, 1 in a child of ``multiprocessing``, else what the affinity mask and the cgroup allow."""
-    for asked_for in (current().num_threads, _set_threads, _environment_threads):
+    asked_for = current().num_threads
+    return _process_threads() if asked_for is None else asked_for
+
+
+def _process_threads() -> int:
+    """The number of threads where no ``using`` says otherwise."""
+    for asked_for in (_set_threads, _environment_threads):
         if asked_for is not None:
             return asked_for
     if _omp_threads.isdigit() and int(_omp_threads) > 0:
@@ -209,6 +226,7 @@ def _is_worker_process() -> bool:
     return multiprocessing is not None and multiprocessing.parent_process() is not None
 
 
+@functools.cache
 def available_cpus() -> int:
     """CPUs this process may use: the smaller of the affinity mask and the cgroup quota, rounded up."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from . import config
 from .backends import Backend, load, load_all
@@ -108,7 +108,7 @@ def _forced_for(op: str, wanted: str) -> str:
         return wanted
     for row in load(backend).kernels:
         if row.op == op and (len(rest) < 2 or row.isa == rest[1]):
-            return row.name
+            return ".".join([backend, row.algorithm, *rest[1:]])
     return wanted
 
 
@@ -183,7 +183,7 @@ def choose(request: Request) -> Kernel:
         NoKernelError: no row can serve; the message lists every row's sentence.
         ArgumentError: a forced row or ISA does not exist here.
     """
-    return _choose(request, config.current())
+    return _choose(request, replace(config.current(), num_threads=None))
 
 
 _noted: set[str] = set()

@@ -65,6 +65,8 @@ def measure_copy(threads: int | None = None, nbytes: int = 1 << 28) -> float:
         GB/s, read plus written.
 
     Raises:
-        NoKernelError: there is no native module.
+        ArgumentError: nbytes is not positive. NoKernelError: there is no native module.
     """
+    if nbytes < 1:
+        raise ArgumentError(f"measure_copy: nbytes must be >= 1, got {show(nbytes)}.")
     return _core("measure_copy").measure_copy(threads or get_num_threads(), nbytes)

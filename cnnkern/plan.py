@@ -198,14 +198,11 @@ def explaining() -> Iterator[list[Explanation]]:
     """Inside the block, calls in this thread are explained instead of run."""
     found: list[Explanation] = []
     _state.explanations = found
-    if load("cpp").reason is None:
-        from .backends import cpp
-
-        cpp.suspend()  # lookups miss until the next sync
+    config.suspend(True)
     try:
         yield found
     except _Explained:
         pass
     finally:
         _state.explanations = None
-        config.sync()
+        config.suspend(False)

@@ -43,8 +43,22 @@ py::list list_rows() {
   return list;
 }
 
+size_t struct_size(const std::string& family) {
+  if (family == "conv") return sizeof(ck_conv);
+  if (family == "pool") return sizeof(ck_pool);
+  if (family == "resize") return sizeof(ck_resize);
+  if (family == "channel") return sizeof(ck_channel);
+  if (family == "pointwise") return sizeof(ck_pointwise);
+  return sizeof(ck_class);
+}
+
+void check_params(const ck_row& row, std::string_view params) {
+  if (params.size() != struct_size(row.family)) throw std::invalid_argument("params of another size than the struct");
+}
+
 py::object why_not(size_t row, const py::bytes& params) {
   const NamedRow& named = row_at(row);
+  check_params(*named.row, std::string_view(params));
   if (named.missing) return py::str(named.missing);
   const char* sentence = named.row->why_not ? named.row->why_not(std::string_view(params).data()) : nullptr;
   return sentence ? py::object(py::str(sentence)) : py::object(py::none());
@@ -52,12 +66,8 @@ py::object why_not(size_t row, const py::bytes& params) {
 
 py::dict struct_sizes() {
   py::dict sizes;
-  sizes["conv"] = sizeof(ck_conv);
-  sizes["pool"] = sizeof(ck_pool);
-  sizes["resize"] = sizeof(ck_resize);
-  sizes["channel"] = sizeof(ck_channel);
-  sizes["pointwise"] = sizeof(ck_pointwise);
-  sizes["class"] = sizeof(ck_class);
+  for (const char* family : {"conv", "pool", "resize", "channel", "pointwise", "class"})
+    sizes[family] = struct_size(family);
   return sizes;
 }
 
@@ -84,6 +94,7 @@ std::shared_ptr<Program> make_program(int inputs, const py::list& outputs, const
     Step step{};
     step.row = named.row;
     step.params = tuple[1].cast<py::bytes>();
+    check_params(*step.row, step.params);
     const char* refusal = step.row->why_not ? step.row->why_not(step.params.data()) : nullptr;
     if (refusal) throw std::invalid_argument(std::string("this row cannot serve: ") + refusal);
     for (const auto& operand : tuple[2].cast<py::list>()) {
@@ -92,7 +103,9 @@ std::shared_ptr<Program> make_program(int inputs, const py::list& outputs, const
       if (strides.size() != 5) throw std::invalid_argument("an operand needs 5 strides");
       ck_tensor tensor{};
       std::memcpy(tensor.stride, strides.data(), sizeof tensor.stride);
-      step.slots.push_back(triple[0].cast<int>());
+      const int slot = triple[0].cast<int>();
+      if (slot < kNoSlot || slot >= inputs + int(outputs.size())) throw std::invalid_argument("no such slot");
+      step.slots.push_back(slot);
       step.offsets.push_back(triple[1].cast<int64_t>());
       step.tensors.push_back(tensor);
     }
@@ -102,8 +115,7 @@ std::shared_ptr<Program> make_program(int inputs, const py::list& outputs, const
   program->returns_tuple = py::isinstance<py::tuple>(returns);
   if (program->returns_tuple)
     for (const auto& slot : returns) program->returns.push_back(slot.is_none() ? kNoSlot : slot.cast<int>());
-  else
-    program->returns.push_back(returns.cast<int>());
+  else program->returns.push_back(returns.cast<int>());
   return program;
 }
 
@@ -127,6 +139,7 @@ PyObject* lookup(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 PyObject* remember(PyObject*, PyObject* const* args, Py_ssize_t count) {
   try {
+    if (count < 2) throw std::invalid_argument("remember needs a program and its arrays");
     auto program = py::reinterpret_borrow<py::object>(args[0]).cast<std::shared_ptr<Program>>();
     cache().remember(program, py::reinterpret_borrow<py::tuple>(args[1]), args + 2, count - 2);
     Py_RETURN_NONE;
@@ -142,7 +155,8 @@ PyMethodDef fast_methods[] = {
     {"lookup", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&lookup)), METH_FASTCALL,
      "lookup(*key: object) -> object\n\nThe result of the program remembered under an equal key, or NotImplemented."},
     {"remember", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&remember)), METH_FASTCALL,
-     "remember(program: Program, arrays: tuple, *key: object) -> None\n\nRun this program for calls with an equal key."},
+     "remember(program: Program, arrays: tuple, *key: object) -> None\n\nRun this program for calls with an equal "
+     "key."},
     {nullptr, nullptr, 0, nullptr},
 };
 
@@ -260,22 +274,28 @@ PYBIND11_MODULE(_cnnkern_core, m, py::mod_gil_not_used()) {
   m.def("rows", &list_rows, "(index, op, algorithm, isa, dtype, family, operands, why this CPU lacks it, packs)");
   m.def("why_not", &why_not, py::arg("row"), py::arg("params"));
   m.def("struct_sizes", &struct_sizes, "Bytes of each family's params struct.");
-  m.def("set_settings", [](int64_t id, int threads) {
-    this_thread.settings = id;
-    this_thread.generation = settings_generation.load(std::memory_order_relaxed);
-    this_thread.threads = threads;
-    ck_parallel_set_default(threads);
-  }, py::arg("id"), py::arg("threads"), "Settings of the calling thread.");
-  m.def("forget_settings", [] { this_thread.settings = kSettingsUnknown; },
-        "Let every lookup of this thread miss until set_settings.");
-  m.def("forget_all_settings", [] { settings_generation.fetch_add(1, std::memory_order_relaxed); },
-        "The same for all threads.");
-  m.def("last_rows", [] {
-    py::list names;
-    for (const ck_row* row : this_thread.last_rows)
-      names.append(py::make_tuple(row->op, row->algorithm, row->isa, row->dtype));
-    return names;
-  }, "Rows this thread's last program ran: (op, algorithm, isa, dtype).");
+  m.def(
+      "set_settings",
+      [](int64_t id, int threads, int process_threads) {
+        this_thread.settings = id;
+        this_thread.generation = settings_generation.load(std::memory_order_relaxed);
+        this_thread.threads = threads;
+        ck_parallel_set_default(process_threads);
+      },
+      py::arg("id"), py::arg("threads"), py::arg("process_threads"),
+      "Settings of the calling thread; id -1: every lookup of this thread misses.");
+  m.def(
+      "forget_all_settings", [] { settings_generation.fetch_add(1, std::memory_order_relaxed); },
+      "Let every lookup of every thread miss until its next set_settings.");
+  m.def(
+      "last_rows",
+      [] {
+        py::list names;
+        for (const ck_row* row : this_thread.last_rows)
+          names.append(py::make_tuple(row->op, row->algorithm, row->isa, row->dtype));
+        return names;
+      },
+      "Rows this thread's last program ran: (op, algorithm, isa, dtype).");
   m.def("forget_rows", [] { this_thread.last_rows.clear(); });
   m.def("cache_size", [] { return cache().size(); }, "Programs remembered.");
   m.def("set_spin_us", &ck_parallel_set_spin_us, py::arg("microseconds"));
@@ -283,9 +303,12 @@ PYBIND11_MODULE(_cnnkern_core, m, py::mod_gil_not_used()) {
   m.def("measure_copy", &measure_copy, py::arg("threads"), py::arg("bytes"));
   m.attr("c_api") = py::capsule(static_cast<const void*>(&c_api), "cnnkern.c_api.v1");
   if (PyModule_AddFunctions(m.ptr(), fast_methods)) throw py::error_already_set();
+  main_thread.store(py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>());
   if (hasattr(py::module_::import("os"), "register_at_fork")) {
     // The child of a fork may have to run with another number of threads: its first call asks config.py again.
-    py::module_::import("os").attr("register_at_fork")(
-        py::arg("after_in_child") = py::cpp_function([] { this_thread.settings = kSettingsUnknown; }));
+    py::module_::import("os").attr("register_at_fork")(py::arg("after_in_child") = py::cpp_function([] {
+                                                         this_thread.settings = kSettingsUnknown;
+                                                         main_thread.store(PyThread_get_thread_ident());
+                                                       }));
   }
 }

@@ -1,7 +1,8 @@
 // The eager path's cache: (settings, arguments of a public function) -> Program. Bounded and locked.
 //
 // The key is made of the arguments as they came: type, shape, strides and flags of arrays, values of everything else.
-// Anything that is not a plain ndarray, int, float, bool, str, None or tuple of these cannot be a key: the lookup misses.
+// Anything that is not a plain ndarray, int, float, bool, str, None or tuple of these cannot be a key: the lookup
+// misses.
 #pragma once
 
 #include <mutex>
@@ -163,9 +164,14 @@ class Cache {
     }
     entry->program = std::move(program);
     entry->tokens.assign(key.token, key.token + key.count);
+    // What goes dies after the lock: the end of a Python object may run any code, this function too.
+    decltype(entries_) old_entries;
+    std::shared_ptr<const Entry> old_entry;
     std::lock_guard<std::mutex> lock(mutex_);
-    if (entries_.size() >= kMost) entries_.clear();  // rare: a program that sees this many shapes pays one more miss each
-    entries_[key.hash()] = std::move(entry);
+    if (entries_.size() >= kMost) old_entries.swap(entries_);  // rare: many shapes, and then one more miss each
+    auto& place = entries_[key.hash()];
+    old_entry = std::move(place);
+    place = std::move(entry);
   }
 
   size_t size() {

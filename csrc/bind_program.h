@@ -1,5 +1,5 @@
-// A Program: table ops bound to operand slots, strides and row functions, run by one call without Python objects but the
-// results. Part of the binding (bind.cpp includes it); everything below the row functions is plain C.
+// A Program: table ops bound to operand slots, strides and row functions, run by one call without Python objects but
+// the results. Part of the binding (bind.cpp includes it); everything below the row functions is plain C.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -73,13 +73,26 @@ struct ThreadState {
 };
 inline thread_local ThreadState this_thread;
 
+// A call takes its thread's workspace along: a signal handler that runs inside the call may call a kernel too, and gets
+// one of its own.
+struct BorrowedWorkspace {
+  explicit BorrowedWorkspace(ThreadState& t) : thread(t) { std::swap(workspace, thread.workspace); }
+  ~BorrowedWorkspace() {
+    workspace.trim();
+    std::swap(workspace, thread.workspace);
+  }
+  BorrowedWorkspace(const BorrowedWorkspace&) = delete;
+  ThreadState& thread;
+  Workspace workspace;
+};
+
 struct Step {
   const ck_row* row;
-  std::string params;               // bytes of the family's struct
-  std::vector<ck_tensor> tensors;   // data filled in at each run
-  std::vector<int> slots;           // one per tensor, kNoSlot if the operand is absent
-  std::vector<int64_t> offsets;     // bytes from the array's first element
-  std::shared_ptr<void> packed;     // weights packed by the caller's plan, or null
+  std::string params;              // bytes of the family's struct
+  std::vector<ck_tensor> tensors;  // data filled in at each run
+  std::vector<int> slots;          // one per tensor, kNoSlot if the operand is absent
+  std::vector<int64_t> offsets;    // bytes from the array's first element
+  std::shared_ptr<void> packed;    // weights packed by the caller's plan, or null
 };
 
 struct Result {
@@ -89,13 +102,15 @@ struct Result {
   int into = kNoSlot;  // the caller's array in this slot is written instead
 };
 
-// Ctrl-C: PyErr_CheckSignals at chunk borders, at most every 100 ms, from the calling thread.
+// Ctrl-C: PyErr_CheckSignals at chunk borders, at most every 100 ms, and from the main thread only: no other thread
+// handles signals, and waiting for the GIL here could wait for ever (its holder may wait for this call).
+inline std::atomic<unsigned long> main_thread{0};
 struct Poll {
   std::chrono::steady_clock::time_point next = std::chrono::steady_clock::now() + std::chrono::milliseconds(100);
   static int ask(void* self) {
     auto& poll = *static_cast<Poll*>(self);
     const auto now = std::chrono::steady_clock::now();
-    if (now < poll.next) return 0;
+    if (now < poll.next || PyThread_get_thread_ident() != main_thread.load(std::memory_order_relaxed)) return 0;
     poll.next = now + std::chrono::milliseconds(100);
     py::gil_scoped_acquire gil;
     return PyErr_CheckSignals() ? 1 : 0;
@@ -127,8 +142,10 @@ class Program {
     }
     ThreadState& thread = this_thread;
     thread.last_rows.clear();
-    for (size_t i = 0; i < steps.size(); i++) run_step(i, slot, thread);
-    thread.workspace.trim();
+    {
+      BorrowedWorkspace scratch(thread);
+      for (size_t i = 0; i < steps.size(); i++) run_step(i, slot, thread, scratch.workspace);
+    }
     if (!returns_tuple) return py::reinterpret_borrow<py::object>(slot[returns[0]]);
     py::tuple all(returns.size());
     for (size_t i = 0; i < returns.size(); i++)
@@ -144,11 +161,13 @@ class Program {
     ck_tensor tensor = step.tensors[1];
     tensor.data = static_cast<char*>(const_cast<void*>(weight.data())) + step.offsets[1];
     ck_exec exec = new_exec(this_thread);
-    py::gil_scoped_release release;
-    const ck_status status = step.row->pack(step.params.data(), &tensor, packed.get(), &exec);
-    step.packed = packed;
-    py::gil_scoped_acquire acquire;
+    ck_status status;
+    {
+      py::gil_scoped_release release;
+      status = step.row->pack(step.params.data(), &tensor, packed.get(), &exec);
+    }
     check(status, exec, index);
+    step.packed = packed;
   }
 
   // Use the weights that another program of the same request packed.
@@ -187,12 +206,12 @@ class Program {
       std::free(data);
       throw py::error_already_set();
     }
-    PyObject* array = api.PyArray_NewFromDescr_(
-        api.PyArray_Type_, result.descr.inc_ref().ptr(), int(result.shape.size()),
-        reinterpret_cast<const Py_intptr_t*>(result.shape.data()), nullptr, data,
-        py::detail::npy_api::NPY_ARRAY_WRITEABLE_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_ |
-            py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_,
-        nullptr);
+    PyObject* array =
+        api.PyArray_NewFromDescr_(api.PyArray_Type_, result.descr.inc_ref().ptr(), int(result.shape.size()),
+                                  reinterpret_cast<const Py_intptr_t*>(result.shape.data()), nullptr, data,
+                                  py::detail::npy_api::NPY_ARRAY_WRITEABLE_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_ |
+                                      py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_,
+                                  nullptr);
     if (!array) {
       Py_DECREF(owner);
       throw py::error_already_set();
@@ -201,7 +220,7 @@ class Program {
     return py::reinterpret_steal<py::object>(array);
   }
 
-  void run_step(size_t index, PyObject* const* slot, ThreadState& thread) const {
+  void run_step(size_t index, PyObject* const* slot, ThreadState& thread, Workspace& workspace) const {
     const Step& step = steps[index];
     constexpr int kMostOperands = 10;
     ck_tensor tensors[kMostOperands];
@@ -210,13 +229,12 @@ class Program {
       tensors[i] = step.tensors[i];
       const int number = step.slots[i];
       PyObject* array = number == kNoSlot ? nullptr : slot[number];
-      tensors[i].data =
-          array && array != Py_None ? py::detail::array_proxy(array)->data + step.offsets[i] : nullptr;
+      tensors[i].data = array && array != Py_None ? py::detail::array_proxy(array)->data + step.offsets[i] : nullptr;
     }
     ck_exec exec = new_exec(thread);
     exec.packed = step.packed.get();
     exec.workspace_size = step.row->workspace(step.params.data(), exec.threads);
-    exec.workspace = exec.workspace_size ? thread.workspace.get(exec.workspace_size) : nullptr;
+    exec.workspace = exec.workspace_size ? workspace.get(exec.workspace_size) : nullptr;
     Poll poll;
     exec.poll = &Poll::ask;
     exec.poll_arg = &poll;

@@ -19,11 +19,11 @@ extern "C" {
 
 typedef enum {
   CK_OK = 0,
-  CK_CANCELLED = 1,        /* exec.poll asked for it; outputs are undefined */
-  CK_BAD_STRUCT = 2,       /* a params struct of another version */
-  CK_SMALL_WORKSPACE = 3,  /* workspace_size below what row.workspace() said */
-  CK_INDEX_RANGE = 4,      /* an index in the data is outside its plane; exec.bad_index and exec.bad_place say which */
-  CK_LABEL_RANGE = 5,      /* a label outside [0, classes); exec.bad_index is the label, exec.bad_place the row */
+  CK_CANCELLED = 1,       /* exec.poll asked for it; outputs are undefined */
+  CK_BAD_STRUCT = 2,      /* a params struct of another version */
+  CK_SMALL_WORKSPACE = 3, /* workspace_size below what row.workspace() said */
+  CK_INDEX_RANGE = 4,     /* an index in the data is outside its plane; exec.bad_index and exec.bad_place say which */
+  CK_LABEL_RANGE = 5,     /* a label outside [0, classes); exec.bad_index is the label, exec.bad_place the row */
   CK_STATUS_COUNT
 } ck_status;
 
@@ -37,19 +37,19 @@ typedef struct {
 
 typedef struct {
   int64_t size;
-  int32_t threads;        /* at most; the result does not depend on it */
-  void* workspace;        /* at least row.workspace() bytes, aligned to 64 */
+  int32_t threads; /* at most; the result does not depend on it */
+  void* workspace; /* at least row.workspace() bytes, aligned to 64 */
   size_t workspace_size;
-  const void* packed;     /* weights packed earlier by row.pack, or NULL: pack them in this call */
-  int (*poll)(void*);     /* called now and then from the calling thread; nonzero cancels. May be NULL */
+  const void* packed; /* weights packed earlier by row.pack, or NULL: pack them in this call */
+  int (*poll)(void*); /* called now and then from the calling thread; nonzero cancels. May be NULL */
   void* poll_arg;
   int64_t bad_index, bad_place; /* set with CK_INDEX_RANGE and CK_LABEL_RANGE */
 } ck_exec;
 
 typedef struct {
   const char *op, *algorithm, *isa, *dtype;
-  const char* family;    /* "conv", "pool", "resize", "channel", "pointwise" or "class": which params struct */
-  int32_t operands;      /* tensors expected: inputs, then outputs */
+  const char* family; /* "conv", "pool", "resize", "channel", "pointwise" or "class": which params struct */
+  int32_t operands;   /* tensors expected: inputs, then outputs */
   size_t (*workspace)(const void* params, int threads);
   ck_status (*run)(const void* params, const ck_tensor* tensors, ck_exec* exec);
   /* NULL, or the sentence why this row cannot serve; may itself be NULL. {name} in it stands for a size of the request:
@@ -64,7 +64,8 @@ typedef struct {
   const char* isa;
   int count;
   const ck_row* rows;
-  double (*peak)(int dtype, int64_t iterations); /* runs multiply-adds in registers; returns operations done. 0: f32, 1: f64 */
+  double (*peak)(int dtype,
+                 int64_t iterations); /* runs multiply-adds in registers; returns operations done. 0: f32, 1: f64 */
 } ck_table;
 
 /* Tables that were built, best instruction set first. `missing` (may be NULL): why this CPU cannot run it, or NULL. */

@@ -19,7 +19,6 @@ typedef struct {
   int64_t in_channels, out_channels; /* totals over all groups */
   int64_t in[CK_AXES], out[CK_AXES], kernel[CK_AXES], stride[CK_AXES], dilation[CK_AXES], pad[CK_AXES];
   int64_t activation;
-  int64_t strict; /* precision "strict": non-finite values exactly where the formula has them */
 } ck_conv;
 
 /* What an index array of pooling holds: row-major offsets in the window, or in the whole input plane or volume. */
@@ -50,10 +49,10 @@ typedef struct {
   int64_t size;
   int64_t batch, channels;
   int64_t spatial[CK_AXES];
-  int64_t window;         /* local response norm: channels summed */
-  int64_t training;       /* batch norm gradient */
-  double alpha, beta, k;  /* local response norm; alpha already divided where the caller wants a mean */
-  double eps;             /* batch norm */
+  int64_t window;        /* local response norm: channels summed */
+  int64_t training;      /* batch norm gradient */
+  double alpha, beta, k; /* local response norm; alpha already divided where the caller wants a mean */
+  double eps;            /* batch norm */
 } ck_channel;
 
 /* One element at a time, up to five axes (more are merged before the call). */

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,16 @@ class Backend:
 
 _loaded: dict[str, Backend] = {}
 _lock = threading.RLock()
+
+
+def _renew_lock() -> None:
+    """A forked child must not wait for a thread that it does not have."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def load(name: str) -> Backend:

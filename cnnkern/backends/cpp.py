@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 lookup = core.lookup
 set_settings = core.set_settings
-suspend = core.forget_settings
 forget_rows = core.forget_rows
 
 AXES = 3
@@ -66,8 +65,8 @@ def _conv_params(request: Request, g: ConvGeometry) -> bytes:
     values = [g.batch, g.groups, g.in_channels, g.out_channels]
     values += _axes(g.input, 1) + _axes(g.output, 1) + _axes(g.kernel, 1)
     values += _axes(g.stride, 1) + _axes(g.dilation, 1) + _axes(g.pad_before, 0)
-    values += [int(_option(request, "activation", None) == "relu"), int(request.precision == "strict")]
-    return struct.pack("=24q", *values)
+    values += [int(_option(request, "activation", None) == "relu")]
+    return struct.pack("=23q", *values)
 
 
 def _pool_params(request: Request, g: PoolGeometry) -> bytes:
@@ -100,7 +99,7 @@ def _class_params(request: Request, g: ClassGeometry) -> bytes:
 
 
 _FAMILIES: dict[str, tuple[type, Callable[[Request, Any], bytes], int]] = {
-    "conv": (ConvGeometry, _conv_params, 24),
+    "conv": (ConvGeometry, _conv_params, 23),
     "pool": (PoolGeometry, _pool_params, 27),
     "resize": (ResizeGeometry, _resize_params, 9),
     "channel": (ChannelGeometry, _channel_params, 11),

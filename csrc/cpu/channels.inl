@@ -63,13 +63,12 @@ class ChannelSums {
   ck_status run(const ck_exec* exec, const Finish& finish) const {
     const int64_t units = map_.channels_inner ? segments_ : segments_ * map_.channels;
     const double bytes = double(map_.elements) * double(map_.channels) * K * sizeof(T);
-    const ck_status status =
-        parallel_pieces(exec, units, bytes * kOpsPerByte / double(max_of<int64_t>(units, 1)),
-                        [&](int64_t begin, int64_t end, int) {
-                          for (int64_t unit = begin; unit < end; unit++)
-                            if (map_.channels_inner) along_channels(unit);
-                            else along_row(unit / segments_, unit % segments_);
-                        });
+    const ck_status status = parallel_pieces(exec, units, bytes * kOpsPerByte / double(max_of<int64_t>(units, 1)),
+                                             [&](int64_t begin, int64_t end, int) {
+                                               for (int64_t unit = begin; unit < end; unit++)
+                                                 if (map_.channels_inner) along_channels(unit);
+                                                 else along_row(unit / segments_, unit % segments_);
+                                             });
     if (status != CK_OK) return status;
     return parallel_pieces(exec, map_.channels, double(segments_ * S * 4), [&](int64_t begin, int64_t end, int) {
       for (int64_t c = begin; c < end; c++) {
@@ -87,7 +86,7 @@ class ChannelSums {
     Vec<double> sum[kChains][S] = {};
     const Vec<double> centre = splat(centre_ ? centre_[channel] : 0.0);
     const Range range = piece(map_.elements, segments_, segment);
-    map_.nest.runs(range.begin, range.end, [&](int64_t, const int64_t(&offset)[K], int64_t count) {
+    map_.nest.runs(range.begin, range.end, [&](int64_t, const int64_t (&offset)[K], int64_t count) {
       const T* p[K];
       for (int k = 0; k < K; k++) p[k] = map_.data[k] + channel * map_.channel_stride[k] + offset[k];
       int64_t i = 0;
@@ -123,7 +122,7 @@ class ChannelSums {
     double* partial = partial_ + segment * S * pitch_;
     memset(partial, 0, size_t(S * pitch_) * sizeof(double));
     const Range range = piece(map_.elements, segments_, segment);
-    map_.nest.runs(range.begin, range.end, [&](int64_t, const int64_t(&offset)[K], int64_t count) {
+    map_.nest.runs(range.begin, range.end, [&](int64_t, const int64_t (&offset)[K], int64_t count) {
       for (int64_t pixel = 0; pixel < count; pixel += kPixels) {
         const int64_t pixels = min_of(kPixels, count - pixel);
         for (int64_t c = 0; c < map_.channels; c += kWideLanes) {
@@ -170,11 +169,10 @@ static ck_status map_channels(const ck_channel* p, const ck_tensor* const (&tens
     for (int k = 0; k < F::constants; k++) constant[k] = splat(constants[k * pitch + channel]);
     int64_t step[K];
     for (int k = 0; k < K; k++) step[k] = map.nest.step(k);
-    map.nest.runs(range.begin, range.end, [&](int64_t, const int64_t(&offset)[K], int64_t count) {
+    map.nest.runs(range.begin, range.end, [&](int64_t, const int64_t (&offset)[K], int64_t count) {
       for (int64_t i = 0; i < count; i += kLanes<T>) {
         T* at[K];
-        for (int k = 0; k < K; k++)
-          at[k] = map.data[k] + channel * map.channel_stride[k] + offset[k] + i * step[k];
+        for (int k = 0; k < K; k++) at[k] = map.data[k] + channel * map.channel_stride[k] + offset[k] + i * step[k];
         apply(at, step, int(min_of<int64_t>(kLanes<T>, count - i)), constant);
       }
     });
@@ -183,7 +181,7 @@ static ck_status map_channels(const ck_channel* p, const ck_tensor* const (&tens
   auto along_channels = [&](Range range) {
     int64_t step[K];
     for (int k = 0; k < K; k++) step[k] = 1;
-    map.nest.runs(range.begin, range.end, [&](int64_t, const int64_t(&offset)[K], int64_t count) {
+    map.nest.runs(range.begin, range.end, [&](int64_t, const int64_t (&offset)[K], int64_t count) {
       for (int64_t pixel = 0; pixel < count; pixel++)
         for (int64_t c = 0; c < map.channels; c += kLanes<T>) {
           Vec<T> constant[F::constants];

@@ -11,6 +11,17 @@ static inline T max_of(T a, T b) {
   return a < b ? b : a;
 }
 
+// Products and sums of sizes that may be absurd: at most kTooMuch, never wrapped.
+constexpr int64_t kTooMuch = int64_t(1) << 61;
+static inline int64_t times(int64_t a, int64_t b) {
+  int64_t product;
+  return __builtin_mul_overflow(a, b, &product) || product > kTooMuch ? kTooMuch : product;
+}
+static inline int64_t plus(int64_t a, int64_t b) { return min_of(kTooMuch, a + b); }  // each at most kTooMuch
+
+// A lane's strip of input beyond this is refused: the taps lie so far apart that most of it would be padding.
+constexpr int64_t kMostStripBytes = int64_t(256) << 20;
+
 // Does params have the size this file was compiled with? Every run() asks first.
 template <class P>
 static inline bool valid(const void* params) {
@@ -28,7 +39,7 @@ static ck_status parallel(const ck_exec* exec, int64_t chunks, const Body& body)
   return cancelled ? CK_CANCELLED : CK_OK;
 }
 
-// Work below this many operations is not worth a second thread: about 20 us (CK_SERIAL_OPS / (2 * 16 * 2 per ns)).
+// Work below this many operations is not worth a second thread: about 20 us (kSerialOps / (2 * 16 * 2 per ns)).
 constexpr int64_t kSerialOps = 1 << 20;
 
 // Contiguous pieces of [0, items): piece `index` of `pieces`, sizes differing by at most one.

@@ -1,23 +1,24 @@
 // Convolution and input gradient, direct: an implicit matrix product without the matrix.
 //
-// A task is a strip of outputs (some rows, or some images) times a range of output channels. It copies the input it reads
-// into the second-level cache, zero padding included, so that the inner loop has no branch; then for each block of
-// 2 * lanes output channels and each chunk of about 288 products the register tile (conv_tile.inl) sweeps the strip, the
-// chunk's weights staying in the first-level cache. Partial sums of a strip are added chunk by chunk; after the last one
-// bias, residual and activation are applied while the sums are transposed into the output's layout.
+// A task is a strip of outputs (some rows, or some images) times a range of output channels. It copies the input it
+// reads into the second-level cache, zero padding included, so that the inner loop has no branch; then for each block
+// of 2 * lanes output channels and each chunk of about 288 products the register tile (conv_tile.inl) sweeps the strip,
+// the chunk's weights staying in the first-level cache. Partial sums of a strip are added chunk by chunk; after the
+// last one bias, residual and activation are applied while the sums are transposed into the output's layout.
 //
 // Bound: multiply-adds (2 N K P Q C R S at the FMA peak) from about 8 flop per byte on; else the bytes of x, w and y.
-// Order of sums: chunks of channels, in a chunk taps, then channels; fixed by channels and taps alone, so the bits depend
-// on neither batch nor threads, and not on the ISA where multiply-add is fused.
-// Non-finite weights: stored zeros times them would give NaN where padding must contribute nothing, so packing looks for
-// them and such a call is computed tap by tap (safe_row).
-// After: Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures", SC18.
+// Order of sums: chunks of channels, in a chunk taps, then channels; fixed by channels and taps alone, so the bits
+// depend on neither batch nor threads, and not on the ISA where multiply-add is fused. Non-finite weights: stored zeros
+// times them would give NaN where padding must contribute nothing, so packing looks for them and such a call is
+// computed tap by tap (safe_sums). After: Georganas et al., "Anatomy of high-performance deep learning convolutions on
+// SIMD architectures", SC18.
 
-// Sums of `pixels` neighbouring outputs -> output array, for one block of channels. Pixels lie `out_step` elements apart.
+// Sums of `pixels` neighbouring outputs -> output array, for one block of channels. Pixels lie `out_step` elements
+// apart.
 template <class T>
-static void write_back(const T* sums, int64_t block, int64_t pixels, int64_t channels, const T* bias, int64_t bias_stride,
-                       const T* residual, int64_t residual_pixel, int64_t residual_channel, T* out, int64_t out_pixel,
-                       int64_t out_channel, bool activate) {
+static void write_back(const T* sums, int64_t block, int64_t pixels, int64_t channels, const T* bias,
+                       int64_t bias_stride, const T* residual, int64_t residual_pixel, int64_t residual_channel, T* out,
+                       int64_t out_pixel, int64_t out_channel, bool activate) {
   constexpr int L = kLanes<T>;
   const bool rows = out_pixel == 1 && (!residual || residual_pixel == 1);
   const bool columns = out_channel == 1 && (!residual || residual_channel == 1);
@@ -79,8 +80,7 @@ class ConvWalk : ConvUnits<T> {
 
   static size_t lane_bytes(const ConvPlan<T>& plan) {
     const int64_t elements = plan.strip_elements + plan.sums_elements + plan.late_blocks() * plan.block_elements;
-    const int64_t bytes = int64_t(sizeof(Lane)) + elements * int64_t(sizeof(T)) +
-                          ConvUnits<T>::most_taps(plan) * 8;
+    const int64_t bytes = int64_t(sizeof(Lane)) + elements * int64_t(sizeof(T)) + ConvUnits<T>::most_taps(plan) * 8;
     return size_t(round_up(bytes, 4096) + 64);  // 64: lanes do not start at the same offset of a page
   }
 
@@ -168,8 +168,7 @@ class ConvWalk : ConvUnits<T> {
       if (weights.finite)
         phase_sums(p, rho_d, rho_h, rho_w, weight, plan_.vectors(block), cols, first, outs * plan_.block,
                    step_out * plan_.block, lane);
-      else
-        safe_sums(p, rho_d, rho_h, rho_w, weight, plan_.vectors(block), cols, first, outs);
+      else safe_sums(p, rho_d, rho_h, rho_w, weight, plan_.vectors(block), cols, first, outs);
     }
   }
   void phase_sums(const Place& p, int64_t rho_d, int64_t rho_h, int64_t rho_w, const T* weight, int vectors,
@@ -231,16 +230,16 @@ class ConvWalk : ConvUnits<T> {
     const int64_t* os = op_.out_stride;
     const int64_t* rs = op_.residual_stride;
     // Whole rows that lie one behind the other in memory are written as one.
-    const bool whole = outs == w.out && h.step_out == 1 && os[3] == outs * os[4] &&
-                       (!op_.residual || rs[3] == outs * rs[4]);
+    const bool whole =
+        outs == w.out && h.step_out == 1 && os[3] == outs * os[4] && (!op_.residual || rs[3] == outs * rs[4]);
     const int64_t rows = whole ? 1 : p.rows, pixels = whole ? p.rows * outs : outs;
     for (int64_t n = 0; n < p.images; n++)
       for (int64_t y = 0; y < rows; y++) {
         const int64_t image = p.first_image + n, row = p.row_phase + (p.first_row + y) * h.step_out;
         const int64_t column = p.first_col * w.step_out;
-        const T* residual = op_.residual ? op_.residual + image * rs[0] + k * rs[1] + p.depth * rs[2] + row * rs[3] +
-                                               column * rs[4]
-                                         : nullptr;
+        const T* residual =
+            op_.residual ? op_.residual + image * rs[0] + k * rs[1] + p.depth * rs[2] + row * rs[3] + column * rs[4]
+                         : nullptr;
         write_back(sums_of(lane) + (n * p.rows + y) * outs * plan_.block, plan_.block, pixels, channels,
                    op_.bias ? op_.bias + k * op_.bias_stride : nullptr, op_.bias_stride, residual, rs[4], rs[1],
                    op_.out + image * os[0] + k * os[1] + p.depth * os[2] + row * os[3] + column * os[4], os[4], os[1],
@@ -260,7 +259,7 @@ struct ConvDirect {
     plan.init(*static_cast<const ck_conv*>(params), BACKWARD, threads);
     return plan;
   }
-  static const char* why_not(const void*) { return nullptr; }
+  static const char* why_not(const void* params) { return plan_for(params, 1).why_not(); }
   static size_t packed_size(const void* params) { return PackedWeights<T>::bytes(plan_for(params, 1)); }
   static ck_status pack(const void* params, const ck_tensor* weight, void* packed, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
@@ -281,11 +280,13 @@ struct ConvDirect {
     const ck_conv& p = *static_cast<const ck_conv*>(params);
     const ConvPlan<T> plan = plan_for(params, exec->threads);
     if (plan.units == 0 || plan.k_blocks == 0) return CK_OK;
+    if (exec->workspace_size < packed_part(plan) + size_t(exec->threads) * ConvWalk<T>::lane_bytes(plan))
+      return CK_SMALL_WORKSPACE;
     char* workspace = static_cast<char*>(exec->workspace);
     void* packed = const_cast<void*>(exec->packed);
     if (!packed && !plan.packs_late()) {
       packed = workspace;
-      const ck_status status = 
+      const ck_status status =
           pack_weights(plan, weight_source<T>(t[1], BACKWARD), weight_group(p, t[1]), packed, exec);
       if (status != CK_OK) return status;
     }

@@ -1,30 +1,31 @@
 // Weight gradient, direct: gw[k, c, tap] = sum over images and outputs of gy[n, k, p] * x[n, c, p * stride + tap].
 //
-// A task takes some strips of outputs. Per strip it transposes gy to [block of 2 * lanes channels][pixel][channel] and x to
-// [row][column][channel], both in the second-level cache. Then neighbouring taps of a row and their channels are one
-// contiguous run, whatever the number of channels, and the register tile holds up to 14 elements of the run times a block
-// of output channels, summed over the strip's pixels. Strips are added to a packed gradient in their order.
+// A task takes some strips of outputs. Per strip it transposes gy to [block of 2 * lanes channels][pixel][channel] and
+// x to [row][column][channel], both in the second-level cache. Then neighbouring taps of a row and their channels are
+// one contiguous run, whatever the number of channels, and the register tile holds up to 14 elements of the run times a
+// block of output channels, summed over the strip's pixels. Strips are added to a packed gradient in their order.
 //
-// Bound: multiply-adds, as forward. Deterministic: strips and the number of private gradient copies follow from the shape
-// alone (copies together stay below kCopyElements, so large gradients have one); copies are added in index order. Threads
-// share out copies and, where those are few, blocks of output channels.
-// Stored zeros of the padding times a non-finite gy would be NaN: such a call is computed tap by tap (safe_rows).
+// Bound: multiply-adds, as forward. Deterministic: strips and the number of private gradient copies follow from the
+// shape and the ISA alone (copies together stay below kCopyElements, so large gradients have one); copies are added in
+// index order. Threads share out copies and, where those are few, blocks of output channels. Stored zeros of the
+// padding times a non-finite gy would be NaN: such a call is computed tap by tap (safe_rows).
 
-constexpr int64_t kGradPixels = 196;              // outputs per strip: gy of one block stays in the first-level cache
+constexpr int64_t kGradPixels = 196;  // outputs per strip: gy of one block stays in the first-level cache
 constexpr int64_t kCopyElements = int64_t(1) << 18;
 constexpr int64_t kMostCopies = 16;
-constexpr int64_t kGradStripBytes = 256 * 1024;   // of x
+constexpr int64_t kGradStripBytes = 256 * 1024;  // of x
 
 // Rows of a map -> [row][column][channel]; columns first, first + step, ...; zeros outside the map.
 template <class T>
 struct PixelSource {
-  const T* data;           // the first channel wanted, image 0
-  const int64_t* stride;   // batch, channel, depth, height, width
-  const int64_t* size;     // depth, height, width
+  const T* data;          // the first channel wanted, image 0
+  const int64_t* stride;  // batch, channel, depth, height, width
+  const int64_t* size;    // depth, height, width
   int64_t channels, first_column, column_step, columns;
 };
 
-// One row into `to`, `pitch` elements per pixel. `from` is null for a row of zeros. Returns false if a value is not finite.
+// One row into `to`, `pitch` elements per pixel. `from` is null for a row of zeros. Returns false if a value is not
+// finite.
 template <class T>
 static bool pack_pixels(T* to, int64_t pitch, const T* from, const PixelSource<T>& s) {
   constexpr int L = kLanes<T>;
@@ -80,11 +81,11 @@ static bool pack_pixels(T* to, int64_t pitch, const T* from, const PixelSource<T
 
 template <class T>
 struct GradTileArgs {
-  const T* x;           // first element of the run at the first pixel
-  const T* gy;          // [pixel][NV * lanes]
+  const T* x;   // first element of the run at the first pixel
+  const T* gy;  // [pixel][NV * lanes]
   int64_t rows, columns;
-  int64_t x_row, x_pixel;   // elements between rows and between pixels of x
-  T* sums;              // [element][NV * lanes]
+  int64_t x_row, x_pixel;  // elements between rows and between pixels of x
+  T* sums;                 // [element][NV * lanes]
   bool add;
 };
 
@@ -138,8 +139,8 @@ struct GradWeightPlan {
   const ck_conv* conv;
   int64_t in_channels, out_channels;  // per group
   int64_t k_blocks, k_parts;
-  int64_t chunk, chunks;              // input channels of a strip
-  int64_t images, rows, cols;         // outputs of a strip
+  int64_t chunk, chunks;       // input channels of a strip
+  int64_t images, rows, cols;  // outputs of a strip
   int64_t strips_n, strips_h, strips_w, strips;
   int64_t copies;
   int64_t taps, copy_elements;
@@ -166,7 +167,7 @@ struct GradWeightPlan {
     if (rows == p.out[1] && strips_w == 1)
       images = max_of<int64_t>(1, min_of(p.batch, kGradPixels / max_of<int64_t>(1, rows * cols)));
     chunk = in_channels;
-    while (chunk > 16 && strip_elements(chunk) * int64_t(sizeof(T)) > kGradStripBytes) chunk = ceil_div(chunk, 2);
+    while (chunk > 16 && times(strip_elements(chunk), int64_t(sizeof(T))) > kGradStripBytes) chunk = ceil_div(chunk, 2);
     chunks = ceil_div(in_channels, max_of<int64_t>(1, chunk));
     strips_n = ceil_div(p.batch, images);
     strips_h = ceil_div(p.out[1], max_of<int64_t>(1, rows));
@@ -183,10 +184,10 @@ struct GradWeightPlan {
   int64_t strip_columns() const { return window[2].extent(cols, conv->stride[2]); }
   int64_t strip_rows() const { return window[1].extent(rows, conv->stride[1]); }
   int64_t strip_elements(int64_t channels) const {
-    return images * tap[0].count * strip_rows() * strip_columns() * pixel_pitch(channels);
+    return times(times(images * tap[0].count, strip_rows()), times(strip_columns(), pixel_pitch(channels)));
   }
-  // Elements between neighbouring pixels of x in a strip. Few channels stand close, so that the taps of a row are one run;
-  // many stand an odd number of cache lines apart, or neighbouring pixels would fall on a few sets of the cache.
+  // Elements between neighbouring pixels of x in a strip. Few channels stand close, so that the taps of a row are one
+  // run; many stand an odd number of cache lines apart, or neighbouring pixels would fall on a few sets of the cache.
   static int64_t pixel_pitch(int64_t channels) {
     constexpr int64_t line = 64 / int64_t(sizeof(T));
     return channels < 2 * line ? channels : (ceil_div(channels, line) | 1) * line;
@@ -236,7 +237,8 @@ class GradWeightWalk {
     ck_status status = parallel(exec, tasks, [&](int task, int lane) {
       const int64_t part = task % parts;
       const Range blocks = piece(plan.k_blocks, plan.k_parts, part % plan.k_parts);
-      if (!sum_strips(task / parts, part / plan.k_parts, blocks, lane, exec)) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
+      if (!sum_strips(task / parts, part / plan.k_parts, blocks, lane, exec))
+        __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
     });
     if (status != CK_OK || cancelled_) return CK_CANCELLED;
     const int64_t blocks = plan.conv->groups * plan.k_blocks;
@@ -356,8 +358,7 @@ class GradWeightWalk {
           const int64_t id = s.depth * p.stride[0] + plan_.tap[0].offset + z * plan_.tap[0].advance;
           const int64_t ih = s.first_row * p.stride[1] + plan_.window[1].low + y * plan_.window[1].step;
           const bool inside = id >= 0 && id < p.in[0] && ih >= 0 && ih < p.in[1] && p.in[2] > 0;
-          const T* row =
-              from.data + (s.first_image + n) * x_stride_[0] + id * x_stride_[2] + ih * x_stride_[3];
+          const T* row = from.data + (s.first_image + n) * x_stride_[0] + id * x_stride_[2] + ih * x_stride_[3];
           pack_pixels(to, plan_.pixel_pitch(channels), inside ? row : nullptr, from);
         }
   }
@@ -429,8 +430,7 @@ class GradWeightWalk {
     const int64_t wide = vectors(block) * plan.lanes, taps = plan.taps, elements = channels * taps;
     const ck_conv& p = *plan.conv;
     const bool contiguous = out_stride_[4] == 1 && out_stride_[3] == p.kernel[2] &&
-                            (p.kernel[0] == 1 || out_stride_[2] == p.kernel[2] * p.kernel[1]) &&
-                            out_stride_[1] == taps;
+                            (p.kernel[0] == 1 || out_stride_[2] == p.kernel[2] * p.kernel[1]) && out_stride_[1] == taps;
     for (int64_t v = 0; v < wide; v += L) {
       const int64_t k0 = block * plan.block + v;
       const int count = int(max_of<int64_t>(0, min_of<int64_t>(L, plan.out_channels - k0)));
@@ -507,7 +507,12 @@ struct conv_grad_weight_direct {
     plan.init(*static_cast<const ck_conv*>(params), threads);
     return plan;
   }
-  static const char* why_not(const void*) { return nullptr; }
+  static const char* why_not(const void* params) {
+    const GradWeightPlan<T> plan = plan_for(params, 1);
+    return times(plan.x_elements, int64_t(sizeof(T))) > kMostStripBytes
+               ? "needs taps near each other: a strip of the input would take more than 256 MB"
+               : nullptr;
+  }
   static size_t workspace(const void* params, int threads) {
     const GradWeightPlan<T> plan = plan_for(params, threads);
     return GradWeightWalk<T>::copies_bytes(plan) + size_t(threads) * GradWeightWalk<T>::lane_bytes(plan);
@@ -516,6 +521,9 @@ struct conv_grad_weight_direct {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
     const GradWeightPlan<T> plan = plan_for(params, exec->threads);
     if (plan.out_channels == 0 || plan.in_channels == 0) return CK_OK;
+    if (exec->workspace_size <
+        GradWeightWalk<T>::copies_bytes(plan) + size_t(exec->threads) * GradWeightWalk<T>::lane_bytes(plan))
+      return CK_SMALL_WORKSPACE;
     GradWeightWalk<T> walk(plan, t, static_cast<char*>(exec->workspace));
     if (plan.strips == 0) {
       walk.zero();

@@ -72,8 +72,8 @@ static void pack_row_channels(T* to, const StripShape& s, const T* from, int64_t
 template <class T>
 struct StripSource {
   const T* data;
-  const int64_t* stride;        // batch, channel, depth, height, width
-  const int64_t* size;          // depth, height, width
+  const int64_t* stride;  // batch, channel, depth, height, width
+  const int64_t* size;    // depth, height, width
   int64_t first_image, channels;
   int64_t first_plane, plane_step;  // input coordinates; may lie outside
   int64_t first_row, row_step;
@@ -105,8 +105,7 @@ static void pack_strip(T* strip, StripShape s, StripSource<T> in) {
           const int64_t size = inside ? width : 0;  // 0: a row of zeros
           if (channels_inside)
             pack_row_channels(to, s, from, in.stride[4], size, in.first_column, in.column_step, in.channels);
-          else
-            pack_row(to, s, from, in.stride[4], size, in.first_column, in.column_step);
+          else pack_row(to, s, from, in.stride[4], size, in.first_column, in.column_step);
         }
       }
 }
@@ -128,9 +127,7 @@ struct PackedWeights {
   }
   static PackedHeader* header(void* packed) { return static_cast<PackedHeader*>(packed); }
   PackedWeights(const ConvPlan<T>& p, void* packed) : plan(p), data(reinterpret_cast<T*>(header(packed) + 1)) {}
-  T* block(int64_t group, int64_t block) const {
-    return data + (group * plan.k_blocks + block) * plan.block_elements;
-  }
+  T* block(int64_t group, int64_t block) const { return data + (group * plan.k_blocks + block) * plan.block_elements; }
 };
 
 // First element of a class's weights in its block: classes follow each other in the order depth, height, width.
@@ -174,10 +171,11 @@ static TapPlace place_of_tap(const ConvPlan<T>& plan, int64_t block, int64_t tap
 // Some blocks of output channels, all as wide as the first, to `out`, block_elements apart. Returns whether all weights
 // are finite. `from` is the group's.
 //
-// The source is walked along its longest contiguous run: channels and taps together (forward), taps (input gradient), or
-// single elements. lanes x lanes elements are transposed in registers, unless output channels are neighbours anyway. For
-// the input gradient a channel's weights of neighbouring blocks are neighbours too: several blocks at once read whole
-// pages instead of a few lines of each (9.4 MB of 3x3 weights: 3.3 -> 1.1 ms), and the next channel's are prefetched.
+// The source is walked along its longest contiguous run: channels and taps together (forward), taps (input gradient),
+// or single elements. lanes x lanes elements are transposed in registers, unless output channels are neighbours anyway.
+// For the input gradient a channel's weights of neighbouring blocks are neighbours too: several blocks at once read
+// whole pages instead of a few lines of each (9.4 MB of 3x3 weights: 3.3 -> 1.1 ms), and the next channel's are
+// prefetched.
 template <class T>
 static bool pack_blocks(const ConvPlan<T>& plan, Range blocks, const WeightSource<T>& from, T* out) {
   constexpr int L = kLanes<T>;
@@ -260,7 +258,7 @@ static ck_status pack_weights(const ConvPlan<T>& plan, const WeightSource<T>& fr
       source.data += group * group_stride;
       const Range blocks = {i % teams * kTogether, min_of(plan.k_blocks, (i % teams + 1) * kTogether)};
       const bool narrow = plan.vectors(blocks.end - 1) == 1;  // the last block may be one vector wide
-      const int64_t step = from.k > from.c ? 1 : kTogether;  // rows of the source that are long: one block at a time
+      const int64_t step = from.k > from.c ? 1 : kTogether;   // rows of the source that are long: one block at a time
       bool finite = true;
       for (int64_t b = blocks.begin; b < blocks.end - narrow; b += step) {
         const Range some = {b, min_of(b + step, blocks.end - narrow)};

@@ -1,13 +1,14 @@
 // How a convolution is walked: taps of an output phase, the input strip they read, the cut into tasks.
 //
 // Forward convolution and input gradient are one computation,
-//     out[n, k, p] = sum over c, taps of  w[k, c, tap] * in[n, c, q * step_in + offset(tap)],   p = phase + q * step_out,
-// where forward has one phase, step_in = stride, step_out = 1 and offset = r * dilation - pad, and the input gradient has
-// `stride` phases per axis, step_in = 1, step_out = stride and only the taps with (phase + pad - r * dilation) divisible
-// by the stride, offset being the quotient. So no product with an inserted zero is ever computed.
+//     out[n, k, p] = sum over c, taps of  w[k, c, tap] * in[n, c, q * step_in + offset(tap)],   p = phase + q *
+//     step_out,
+// where forward has one phase, step_in = stride, step_out = 1 and offset = r * dilation - pad, and the input gradient
+// has `stride` phases per axis, step_in = 1, step_out = stride and only the taps with (phase + pad - r * dilation)
+// divisible by the stride, offset being the quotient. So no product with an inserted zero is ever computed.
 //
-// The taps of a phase are r = rho, rho + m, rho + 2m, ... with m = stride / gcd(stride, dilation) (forward: m = 1): each
-// residue class rho is one phase, and a phase without a class has no taps (its outputs are the bias).
+// The taps of a phase are r = rho, rho + m, rho + 2m, ... with m = stride / gcd(stride, dilation) (forward: m = 1):
+// each residue class rho is one phase, and a phase without a class has no taps (its outputs are the bias).
 
 static inline int64_t gcd_of(int64_t a, int64_t b) {
   while (b) {
@@ -18,10 +19,10 @@ static inline int64_t gcd_of(int64_t a, int64_t b) {
 }
 
 struct AxisTaps {
-  int64_t phase;             // outputs are phase + q * step_out
-  int64_t count;             // taps
-  int64_t first, step;       // kernel index of tap j: first + j * step
-  int64_t offset, advance;   // input coordinate of tap j: q * step_in + offset + j * advance
+  int64_t phase;            // outputs are phase + q * step_out
+  int64_t count;            // taps
+  int64_t first, step;      // kernel index of tap j: first + j * step
+  int64_t offset, advance;  // input coordinate of tap j: q * step_in + offset + j * advance
 };
 
 struct ConvAxis {
@@ -85,12 +86,14 @@ struct Window {
   int64_t extent(int64_t count, int64_t step_in) const { return ((count - 1) * step_in + high - low) / step + 1; }
 };
 
-constexpr int64_t kChunk = 288;                  // products per partial sum, about: 3x3 times 32 channels, 36 KB of weights
-constexpr int64_t kStripPixels = 448;            // partial sums of 32 channels: 56 KB
+constexpr int64_t kChunk = 288;        // products per partial sum, about: 3x3 times 32 channels, 36 KB of weights
+constexpr int64_t kStripPixels = 448;  // partial sums of 32 channels: 56 KB
 
 // A strip may take 5/8 of the second-level cache; the rest is for weights and sums. More pixels per strip mean that the
 // weights are read less often.
-static inline int64_t strip_budget() { return max_of<int64_t>(192 * 1024, min_of<int64_t>(ck_l2_bytes(), 2 << 20) * 5 / 8); }
+static inline int64_t strip_budget() {
+  return max_of<int64_t>(192 * 1024, min_of<int64_t>(ck_l2_bytes(), 2 << 20) * 5 / 8);
+}
 
 // Channels per partial sum: a function of channels and taps alone, so that bits depend on neither batch nor threads.
 static inline int64_t chunk_channels(int64_t channels, int64_t taps) {
@@ -109,12 +112,12 @@ struct ConvPlan {
   int64_t column_phases;                             // neighbouring columns with the same offset step: step_in / step
   int64_t taps;
   int64_t k_blocks, k_parts;
-  int64_t images, rows, cols;        // outputs per strip and phase: images, rows, columns
+  int64_t images, rows, cols;  // outputs per strip and phase: images, rows, columns
   int64_t strips_n, strips_h, strips_w, row_phases;
-  int64_t units;                     // strips in all
+  int64_t units;                                              // strips in all
   int64_t row_pitch, plane_rows, image_pitch, channel_pitch;  // largest strip, elements
   int64_t most_planes;
-  int64_t block_elements, packed_elements;           // packed weights of a block, of all
+  int64_t block_elements, packed_elements;  // packed weights of a block, of all
   int64_t strip_elements, sums_elements;
 
   void init(const ck_conv& p, bool backward, int threads) {
@@ -129,6 +132,11 @@ struct ConvPlan {
     block_elements = block * in_channels * taps + 64 / int64_t(sizeof(T));
     packed_elements = groups * k_blocks * block_elements;
     cut(threads);
+  }
+  const char* why_not() const {
+    return times(strip_elements, int64_t(sizeof(T))) > kMostStripBytes
+               ? "needs taps near each other: a strip of the input would take more than 256 MB"
+               : nullptr;
   }
   int vectors(int64_t block_index) const {  // of output channels in this block: 1 for a last block of at most `lanes`
     return out_channels - block_index * block > lanes ? 2 : 1;
@@ -151,7 +159,6 @@ struct ConvPlan {
       other.init(w.taps(rho), w.step_in);
       columns.join(other);
     }
-    column_phases = w.step_in / columns.step;
     most_planes = ceil_div(d.kernel, d.modulus);
     row_phases = h.phases();
     const int64_t rows_all = h.count(0), cols_all = w.count(0);
@@ -169,7 +176,7 @@ struct ConvPlan {
     }
     balance(rows_all, cols_all, threads);
     strip_bytes();
-    strip_elements = in_channels * channel_pitch;
+    strip_elements = times(in_channels, channel_pitch);
     sums_elements = images * rows * row_outputs() * block;
   }
 
@@ -218,11 +225,13 @@ struct ConvPlan {
       tall = max_of(tall, window.extent(rows, axis[1].step_in));
     }
     plane_rows = tall;
-    row_pitch = ceil_div(columns.extent(cols, axis[2].step_in), column_phases) * column_phases;
-    image_pitch = most_planes * plane_rows * row_pitch;
+    const int64_t width = columns.extent(cols, axis[2].step_in);
+    column_phases = max_of<int64_t>(1, min_of(width, axis[2].step_in / columns.step));  // one output: its own distance
+    row_pitch = ceil_div(width, column_phases) * column_phases;
+    image_pitch = times(times(most_planes, plane_rows), row_pitch);
     // An odd number of cache lines between channels spreads them over the sets of the first-level cache.
     constexpr int64_t line = 64 / int64_t(sizeof(T));
-    channel_pitch = (ceil_div(images * image_pitch, line) | 1) * line;
-    return in_channels * channel_pitch * int64_t(sizeof(T));
+    channel_pitch = (ceil_div(times(images, image_pitch), line) | 1) * line;
+    return times(times(in_channels, channel_pitch), int64_t(sizeof(T)));
   }
 };

@@ -1,9 +1,9 @@
 // Convolution and input gradient by rows: lanes are neighbouring pixels, for few output channels per group.
 //
 // Where a group has 1 to 4 output channels (depthwise; the input gradient of a first layer, whose "output" channels are
-// the image's 3) lanes of output channels stand empty. Here a tile is KR output channels times NV vectors of neighbouring
-// outputs of a row: per product one vector load of the strip, shared by KR broadcast weights. Strips, taps and the order of
-// sums are those of conv_direct.inl, so the bits are the same where multiply-add is fused.
+// the image's 3) lanes of output channels stand empty. Here a tile is KR output channels times NV vectors of
+// neighbouring outputs of a row: per product one vector load of the strip, shared by KR broadcast weights. Strips, taps
+// and the order of sums are those of conv_direct.inl, so the bits are the same where multiply-add is fused.
 //
 // Bound: depthwise moves 8 bytes for 18 flop of a 3x3, so memory; a first layer's gradient, multiply-adds.
 // Needs: at most kRowsChannels output channels per group, and rows of at least half a vector.
@@ -16,11 +16,11 @@ struct RowsTileArgs {
   const T* x;
   const int64_t* tap;
   int64_t taps, channels, channel_pitch;
-  const T* weight;      // [tap][channel][KR]
-  T* sums;              // first output; outputs of a row lie `step` apart
-  int64_t sums_channel; // between output channels
+  const T* weight;       // [tap][channel][KR]
+  T* sums;               // first output; outputs of a row lie `step` apart
+  int64_t sums_channel;  // between output channels
   int64_t step;
-  int64_t pixels;       // outputs wanted, at most NV * lanes
+  int64_t pixels;  // outputs wanted, at most NV * lanes
   bool add;
 };
 
@@ -92,7 +92,7 @@ class ConvRows : ConvUnits<T> {
 
   static size_t lane_bytes(const ConvPlan<T>& plan) {
     const int64_t elements = strip_elements(plan) + sums_elements(plan) + weight_elements(plan);
-    return size_t(round_up(elements * int64_t(sizeof(T)) + ConvUnits<T>::most_taps(plan) * 8, 4096) + 64);
+    return size_t(round_up(tap_bytes(plan) + elements * int64_t(sizeof(T)), 4096) + 64);
   }
 
   ck_status run(const ck_exec* exec) {
@@ -104,6 +104,7 @@ class ConvRows : ConvUnits<T> {
   }
 
  private:
+  static int64_t tap_bytes(const ConvPlan<T>& plan) { return round_up(ConvUnits<T>::most_taps(plan) * 8, 64); }
   // A tile may read up to a tile's width beyond the last row.
   static int64_t strip_elements(const ConvPlan<T>& plan) { return plan.strip_elements + kRowsVectors * plan.lanes; }
   static int64_t sums_elements(const ConvPlan<T>& plan) {
@@ -117,10 +118,10 @@ class ConvRows : ConvUnits<T> {
     const Place p = this->place_of(unit);
     if (p.rows == 0 || p.cols == 0 || p.images == 0) return;
     const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1], &w = plan_.axis[2];
-    T* const strip = reinterpret_cast<T*>(lane);
+    int64_t* const tap = reinterpret_cast<int64_t*>(lane);
+    T* const strip = reinterpret_cast<T*>(lane + tap_bytes(plan_));
     T* const sums = strip + strip_elements(plan_);
     T* const weights = sums + sums_elements(plan_);
-    int64_t* const tap = reinterpret_cast<int64_t*>(weights + weight_elements(plan_));
     const int64_t rho_d = d.class_of(p.depth % d.step_out), rho_h = h.class_of(p.row_phase);
     const bool any = rho_d >= 0 && rho_h >= 0 && plan_.in_channels > 0;
     const int64_t outs = this->out_columns(p), channel = p.images * p.rows * outs;
@@ -136,8 +137,7 @@ class ConvRows : ConvUnits<T> {
         const int64_t taps = this->strip_taps(shape, td, th, tw, tap);
         if (copy_weights(p.group, td, th, tw, weights))
           phase_sums(p, shape, strip, tap, taps, this->strip_row_step(shape, th), weights, cols, sums + tw.phase, outs);
-        else
-          safe_sums(p, td, th, tw, weights, cols, sums + tw.phase, outs);
+        else safe_sums(p, td, th, tw, weights, cols, sums + tw.phase, outs);
       }
     }
     finish(p, sums, outs);
@@ -174,8 +174,8 @@ class ConvRows : ConvUnits<T> {
     t.step = plan_.axis[2].step_out, t.sums_channel = p.images * p.rows * outs;
     // Rows that follow each other without a gap are one long row.
     int64_t images = p.images, rows = p.rows, length = cols;
-    const bool flat = row_step == cols && s.phases == 1 && outs == cols * t.step &&
-                      (images == 1 || s.image_pitch == rows * row_step);
+    const bool flat =
+        row_step == cols && s.phases == 1 && outs == cols * t.step && (images == 1 || s.image_pitch == rows * row_step);
     if (flat) length = images * rows * cols, images = rows = 1;
     const int64_t tiles = ceil_div(ceil_div(length, L), kRowsVectors);
     for (int64_t c = 0; c < plan_.in_channels; c += chunk) {
@@ -250,7 +250,9 @@ struct ConvRowsRow {
       return BACKWARD ? "needs at most 4 input channels per group, got {in_per_group}"
                       : "needs at most 4 output channels per group, got {out_per_group}";
     if (2 * p.out[2] < kLanes<T>) return "needs rows of at least half a vector of outputs, got {width}";
-    return nullptr;
+    ConvPlan<T> plan;
+    plan.init(p, BACKWARD, 1);
+    return plan.why_not();
   }
   static size_t workspace(const void* params, int threads) {
     ConvPlan<T> plan;
@@ -263,6 +265,7 @@ struct ConvRowsRow {
     ConvPlan<T> plan;
     plan.init(p, BACKWARD, exec->threads);
     if (plan.units == 0 || plan.out_channels == 0) return CK_OK;
+    if (exec->workspace_size < size_t(exec->threads) * ConvRows<T>::lane_bytes(plan)) return CK_SMALL_WORKSPACE;
     const ConvOperands<T> operands = conv_operands<T>(p, t, BACKWARD);
     return ConvRows<T>(plan, operands, static_cast<char*>(exec->workspace)).run(exec);
   }

@@ -15,10 +15,10 @@ struct TileArgs {
   int64_t taps, channels;  // of this chunk
   int64_t channel_pitch;
   const T* weight;
-  T* sums;                 // [pixel][block]
-  int64_t sums_step;       // elements between neighbouring pixels
-  int64_t sums_row;        // elements between rows
-  bool add;                // to what sums holds, else overwrite
+  T* sums;            // [pixel][block]
+  int64_t sums_step;  // elements between neighbouring pixels
+  int64_t sums_row;   // elements between rows
+  bool add;           // to what sums holds, else overwrite
 };
 
 template <class T, int ROWS, int MR, int NV>

@@ -3,8 +3,8 @@
 template <class T>
 struct ConvOperands {
   const T* in;
-  WeightSource<T> weight;     // of group 0
-  int64_t weight_group;       // elements between groups
+  WeightSource<T> weight;  // of group 0
+  int64_t weight_group;    // elements between groups
   const T* bias;
   const T* residual;
   T* out;
@@ -134,8 +134,8 @@ class ConvUnits {
     return taps;
   }
 
-  // One output's sum, tap by tap with range checks, in the order of sums of the fast path. Only for weights that are not
-  // all finite, where a stored zero of the padding would become NaN. `weight`: [chunk][tap][channel], `wide` apart.
+  // One output's sum, tap by tap with range checks, in the order of sums of the fast path. Only for weights that are
+  // not all finite, where a stored zero of the padding would become NaN. `weight`: [chunk][tap][channel], `wide` apart.
   T safe_sum(const Place& p, const AxisTaps& td, const AxisTaps& th, const AxisTaps& tw, const T* weight, int64_t wide,
              int64_t n, int64_t y, int64_t x) const {
     const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1], &w = plan_.axis[2];

@@ -88,7 +88,7 @@ struct dropout_direct {
       for (int64_t block = begin; block < end; block++) {
         const int64_t first = block * kBlock, last = min_of(first + kBlock, elements);
         for (int64_t i = first; i < last; i += Philox::kWords) philox.words(uint64_t(i / 4), words + (i - first));
-        nest.runs(first, last, [&](int64_t at, const int64_t(&offset)[3], int64_t count) {
+        nest.runs(first, last, [&](int64_t at, const int64_t (&offset)[3], int64_t count) {
           const T* x = static_cast<const T*>(tensors[0].data) + offset[0];
           T* out = static_cast<T*>(tensors[1].data) + offset[1];
           uint8_t* kept = static_cast<uint8_t*>(tensors[2].data) + offset[2];
@@ -135,13 +135,13 @@ struct dropout_grad_direct {
     const double ops = kBlock * (2 * sizeof(T) + 1) * kOpsPerByte;
     return parallel_pieces(exec, ceil_div(elements, kBlock), ops, [&](int64_t begin, int64_t end, int) {
       nest.runs(begin * kBlock, min_of(end * kBlock, elements),
-                [&](int64_t, const int64_t(&offset)[3], int64_t count) {
-        const T* grad = static_cast<const T*>(tensors[0].data) + offset[0];
-        const uint8_t* kept = static_cast<const uint8_t*>(tensors[1].data) + offset[1];
-        T* out = static_cast<T*>(tensors[2].data) + offset[2];
-        if (nest.unit()) apply(grad, 1, kept, 1, out, 1, count, any, scale);
-        else apply(grad, nest.step(0), kept, nest.step(1), out, nest.step(2), count, any, scale);
-      });
+                [&](int64_t, const int64_t (&offset)[3], int64_t count) {
+                  const T* grad = static_cast<const T*>(tensors[0].data) + offset[0];
+                  const uint8_t* kept = static_cast<const uint8_t*>(tensors[1].data) + offset[1];
+                  T* out = static_cast<T*>(tensors[2].data) + offset[2];
+                  if (nest.unit()) apply(grad, 1, kept, 1, out, 1, count, any, scale);
+                  else apply(grad, nest.step(0), kept, nest.step(1), out, nest.step(2), count, any, scale);
+                });
     });
   }
 

@@ -114,7 +114,7 @@ struct local_response_norm_direct {
 
   static void along_pixels(const ChannelMap<T, 2>& map, const Response<T>& response, Range channels, Range pixels) {
     const int64_t x_step = map.nest.step(0), out_step = map.nest.step(1);
-    map.nest.runs(pixels.begin, pixels.end, [&](int64_t, const int64_t(&offset)[2], int64_t count) {
+    map.nest.runs(pixels.begin, pixels.end, [&](int64_t, const int64_t (&offset)[2], int64_t count) {
       for (int64_t c = channels.begin; c < channels.end; c++) {
         const Range window = response.window(c);
         for (int64_t i = 0; i < count; i += kLanes<T>) {
@@ -131,7 +131,7 @@ struct local_response_norm_direct {
 
   static void along_channels(const ChannelMap<T, 2>& map, const Response<T>& response, T* squares, Range pixels) {
     memset(squares, 0, size_t(row_length(response)) * sizeof(T));
-    map.nest.runs(pixels.begin, pixels.end, [&](int64_t, const int64_t(&offset)[2], int64_t count) {
+    map.nest.runs(pixels.begin, pixels.end, [&](int64_t, const int64_t (&offset)[2], int64_t count) {
       for (int64_t pixel = 0; pixel < count; pixel++) {
         const T* x = map.data[0] + offset[0] + pixel * map.nest.step(0);
         T* out = map.data[1] + offset[1] + pixel * map.nest.step(1);
@@ -201,7 +201,7 @@ struct local_response_norm_grad_direct {
     const Range rows{max_of<int64_t>(0, channels.begin - response.after),
                      min_of(map.channels, channels.end + response.before)};
     const Vec<T> slope = splat(2 * response.alpha * response.beta);
-    map.nest.runs(pixels.begin, pixels.end, [&](int64_t, const int64_t(&offset)[3], int64_t count) {
+    map.nest.runs(pixels.begin, pixels.end, [&](int64_t, const int64_t (&offset)[3], int64_t count) {
       const T* const g = map.data[0] + offset[0];
       const T* const x = map.data[1] + offset[1];
       T* const out = map.data[2] + offset[2];
@@ -212,8 +212,7 @@ struct local_response_norm_grad_direct {
           const int n = int(min_of<int64_t>(kLanes<T>, count - i));
           const Vec<T> squares = sum_of_squares<T>(x + i * x_step, map.channel_stride[1], x_step, n, window);
           const Vec<T> s = response.denominator(squares);
-          const Vec<T> gp =
-              load_at<T>(g + j * map.channel_stride[0] + i * g_step, g_step, n) * response.inverse(s);
+          const Vec<T> gp = load_at<T>(g + j * map.channel_stride[0] + i * g_step, g_step, n) * response.inverse(s);
           const Vec<T> v = load_at<T>(x + j * map.channel_stride[1] + i * x_step, x_step, n);
           store(t + (j - rows.begin) * kResponseGradPixels + i, gp * v / s);
           // The first term waits in the output until the sums of t are known.
@@ -242,7 +241,7 @@ struct local_response_norm_grad_direct {
     T* const first_term = t + length;
     memset(scratch, 0, size_t(2 * length) * sizeof(T));
     const Vec<T> slope = splat(2 * response.alpha * response.beta);
-    map.nest.runs(pixels.begin, pixels.end, [&](int64_t, const int64_t(&offset)[3], int64_t count) {
+    map.nest.runs(pixels.begin, pixels.end, [&](int64_t, const int64_t (&offset)[3], int64_t count) {
       for (int64_t pixel = 0; pixel < count; pixel++) {
         const T* g = map.data[0] + offset[0] + pixel * map.nest.step(0);
         const T* x = map.data[1] + offset[1] + pixel * map.nest.step(1);

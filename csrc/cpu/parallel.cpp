@@ -1,7 +1,7 @@
 // The thread pool of parallel.h.
 //
-// A job is published in one 64-bit ticket, generation << 32 | chunks left. A chunk is claimed by a compare-and-swap that
-// lowers the count, so a finished job reads 0 and a worker that wakes late can take nothing from it; a claim that
+// A job is published in one 64-bit ticket, generation << 32 | chunks left. A chunk is claimed by a compare-and-swap
+// that lowers the count, so a finished job reads 0 and a worker that wakes late can take nothing from it; a claim that
 // succeeds proves that the job is unfinished, hence that fn and arg still belong to it. The caller works too and waits
 // until all chunks are done, never until all workers have answered: a sleeping worker costs nothing.
 //
@@ -205,31 +205,26 @@ class Pool {
   Sleep sleep_;
 };
 
-std::mutex create;     // guards `pool`
-Pool* pool = nullptr;  // never destroyed: workers may outlive static destructors
+std::mutex create;                    // guards `pool`
+Pool* pool = nullptr;                 // never destroyed: workers may outlive static destructors
 std::atomic<int> default_threads{1};  // what config.py found; for those who ask
 std::atomic<int> thread_limit{0};     // set from outside (threadpoolctl); 0: none
 
-// fork(): wait for a running job, so that the child never inherits half of one. The child has no workers; it forgets the
-// pool (a few hundred bytes) and builds its own on its first call. A thread that forks inside a job must not wait for
-// itself: its child may only exec.
-void before_fork() {
-  create.lock();
-  if (pool && !in_job) pool->busy.lock();
-}
-void after_fork_in_parent() {
-  if (pool && !in_job) pool->busy.unlock();
-  create.unlock();
-}
+// fork(): the child has no workers, and maybe half a job of another thread. It forgets the pool (a few hundred bytes)
+// and builds its own on its first call. Nothing waits for a running job: its caller may itself wait for a lock that the
+// forking thread holds, Python's for one. The child of a thread that forks inside a job may only exec.
+void before_fork() { create.lock(); }
+void after_fork_in_parent() { create.unlock(); }
 void after_fork_in_child() {
   pool = nullptr;
   in_job = false;
   new (&create) std::mutex;
 }
+// At load, so that no fork can come between the first use of `create` and this.
+const int registered = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 
 Pool* get_pool() {
   std::lock_guard<std::mutex> guard(create);
-  static const int registered = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
   (void)registered;
   if (!pool) pool = new (std::nothrow) Pool;
   return pool;

@@ -1,4 +1,5 @@
-/* The thread pool: one per process, fork-safe, work claimed chunk by chunk. Plain C, so that ISA files may include it. */
+/* The thread pool: one per process, fork-safe, work claimed chunk by chunk. Plain C, so that ISA files may include it.
+ */
 #ifndef CNNKERN_PARALLEL_H
 #define CNNKERN_PARALLEL_H
 

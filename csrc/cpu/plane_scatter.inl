@@ -1,9 +1,9 @@
 // Values that go to, or come from, the place in a plane that an index names: max unpooling, gradients by plane offset.
 //
 // A unit of work is one plane (n, c), or one cache line of channels where channels lie side by side, so no two threads
-// write one line and no atomics are needed. Within a plane values are taken in row-major order: sums have one order, and
-// of two values for one place the last wins. Bound by the random access to a plane, which mostly sits in the second-level
-// cache. An index outside its plane is skipped and noted; the caller then looks for the first one.
+// write one line and no atomics are needed. Within a plane values are taken in row-major order: sums have one order,
+// and of two values for one place the last wins. Bound by the random access to a plane, which mostly sits in the
+// second-level cache. An index outside its plane is skipped and noted; the caller then looks for the first one.
 
 // Planes with an index per position, and the planes that these indices point into.
 struct IndexedPlanes {
@@ -60,8 +60,7 @@ class PlaneScatter {
   // `values` has the shape of `from`, `plane` that of `to`; channels_inner(...) of everything used decides on blocks.
   PlaneScatter(const IndexedPlanes& planes, const ck_tensor& values, const ck_tensor& index, const ck_tensor& plane)
       : planes_(planes), values_(values), index_(index), plane_(plane), offset_(planes.to, plane) {
-    const bool inner =
-        planes.channels > 1 && values.stride[1] == 1 && index.stride[1] == 1 && plane.stride[1] == 1;
+    const bool inner = planes.channels > 1 && values.stride[1] == 1 && index.stride[1] == 1 && plane.stride[1] == 1;
     block_ = inner ? kBlock : 1;
   }
 
@@ -107,14 +106,13 @@ class PlaneScatter {
     const int64_t blocks = ceil_div(planes_.channels, block_), count = planes_.batch * blocks;
     const double ops = double(block_) * (4 * double(planes_.positions()) + double(planes_.plane())) * sizeof(T);
     int bad = 0;
-    const ck_status status =
-        parallel_pieces(exec, count, ops * kOpsPerByte, [&](int64_t begin, int64_t end, int lane) {
-          for (int64_t u = begin; u < end; u++) {
-            const int64_t channel = u % blocks * block_;
-            const Unit unit{u / blocks, channel, min_of(block_, planes_.channels - channel)};
-            if (!body(unit, lane)) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
-          }
-        });
+    const ck_status status = parallel_pieces(exec, count, ops * kOpsPerByte, [&](int64_t begin, int64_t end, int lane) {
+      for (int64_t u = begin; u < end; u++) {
+        const int64_t channel = u % blocks * block_;
+        const Unit unit{u / blocks, channel, min_of(block_, planes_.channels - channel)};
+        if (!body(unit, lane)) __atomic_store_n(&bad, 1, __ATOMIC_RELAXED);
+      }
+    });
     return status != CK_OK || !bad ? status : planes_.report(index_, exec);
   }
 

@@ -92,7 +92,7 @@ struct Pointwise {
     const double ops = double(kBlock) * (K * sizeof(T) * kOpsPerByte + F::ops);
     return parallel_pieces(exec, ceil_div(elements, kBlock), ops, [&](int64_t begin, int64_t end, int) {
       nest.runs(begin * kBlock, min_of(end * kBlock, elements),
-                [&](int64_t, const int64_t(&offset)[K], int64_t count) { run_of(nest, tensors, offset, count); });
+                [&](int64_t, const int64_t (&offset)[K], int64_t count) { run_of(nest, tensors, offset, count); });
     });
   }
 

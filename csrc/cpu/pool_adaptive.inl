@@ -1,7 +1,7 @@
 // Adaptive pooling: the loops of windowed pooling over windows that begin at floor(i in / out).
 //
-// Global pooling (out 1) of dense planes is one window over a row as long as the plane: axes are merged first. Only where
-// lanes run along rows, because along channels a sum per row of the window keeps chains of additions short.
+// Global pooling (out 1) of dense planes is one window over a row as long as the plane: axes are merged first. Only
+// where lanes run along rows, because along channels a sum per row of the window keeps chains of additions short.
 
 // How many axes of x can be merged into the last one: 0, 1 (height) or 2 (depth too).
 static inline int axes_to_merge(const ck_resize* p, const ck_tensor& x) {
@@ -32,8 +32,8 @@ struct adaptive_avg_pool_direct {
   typedef PoolReduce<T, AverageOf<T>> Reduce;
 
   static size_t workspace(const void* params, int threads) {
-    return most_workspace(params,
-                          [&](const PoolShape& shape) { return Reduce(shape, {}, nullptr, threads).workspace_bytes(); });
+    return most_workspace(
+        params, [&](const PoolShape& shape) { return Reduce(shape, {}, nullptr, threads).workspace_bytes(); });
   }
   static ck_status run(const void* params, const ck_tensor* tensors, ck_exec* exec) {
     if (!valid<ck_resize>(params)) return CK_BAD_STRUCT;
@@ -51,8 +51,8 @@ struct adaptive_avg_pool_grad_direct {
   typedef PoolSpread<T, T, AverageOf<T>> Spread;
 
   static size_t workspace(const void* params, int threads) {
-    return most_workspace(params,
-                          [&](const PoolShape& shape) { return Spread(shape, {}, nullptr, threads).workspace_bytes(); });
+    return most_workspace(
+        params, [&](const PoolShape& shape) { return Spread(shape, {}, nullptr, threads).workspace_bytes(); });
   }
   static ck_status run(const void* params, const ck_tensor* tensors, ck_exec* exec) {
     if (!valid<ck_resize>(params)) return CK_BAD_STRUCT;
@@ -72,8 +72,8 @@ struct adaptive_max_pool_direct {
   static size_t workspace(const void* params, int threads) {
     const ck_resize* p = static_cast<const ck_resize*>(params);
     if (p->index != CK_INDEX_NONE) return PoolScan<T>(PoolShape(p), false, nullptr, threads).workspace_bytes();
-    return most_workspace(params,
-                          [&](const PoolShape& shape) { return Reduce(shape, {}, nullptr, threads).workspace_bytes(); });
+    return most_workspace(
+        params, [&](const PoolShape& shape) { return Reduce(shape, {}, nullptr, threads).workspace_bytes(); });
   }
   static ck_status run(const void* params, const ck_tensor* tensors, ck_exec* exec) {
     if (!valid<ck_resize>(params)) return CK_BAD_STRUCT;

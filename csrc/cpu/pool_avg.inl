@@ -1,7 +1,7 @@
 // Average pooling and its gradient: sums by pool_reduce.inl and pool_spread.inl, counts by the divisor rule.
 //
-// The forward pass divides, so that small integers come out exact; the gradient multiplies by one over the counts of the
-// axes. PyTorch 2.13 moves 2-6 GB/s in NCHW on two cores, forward and backward.
+// The forward pass divides, so that small integers come out exact; the gradient multiplies by one over the counts of
+// the axes. PyTorch 2.13 moves 2-6 GB/s in NCHW on two cores, forward and backward.
 
 template <class T>
 struct AverageOf {

@@ -1,8 +1,8 @@
 // Do the window indices of a gradient name real elements? Asked before any is used: they come from the caller.
 //
-// One pass over the indices, a few per cent of the gradient's own traffic. In a plane the real cells of a row of windows
-// are a range, so a row is checked by its smallest and largest index; only windows that the sides of the plane cut are
-// looked at one by one.
+// One pass over the indices, a few per cent of the gradient's own traffic. In a plane the real cells of a row of
+// windows are a range, so a row is checked by its smallest and largest index; only windows that the sides of the plane
+// cut are looked at one by one.
 
 class WindowIndexCheck {
  public:

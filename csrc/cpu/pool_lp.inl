@@ -1,8 +1,8 @@
 // Lp pooling, y = (sum |x|^p)^(1/p), and its gradient gy sign(x) (|x| / y)^(p-1).
 //
-// Sums are taken in double: p = 1, 2 and infinity on vectors, other powers lane by lane with pow(). For float and p <= 6
-// no power of a double over- or underflows. Otherwise results near the ends of the range are computed again, relative to
-// the largest element. The gradient factors into gy y^(1-p), spread like an average's (pool_spread.inl), times
+// Sums are taken in double: p = 1, 2 and infinity on vectors, other powers lane by lane with pow(). For float and p <=
+// 6 no power of a double over- or underflows. Otherwise results near the ends of the range are computed again, relative
+// to the largest element. The gradient factors into gy y^(1-p), spread like an average's (pool_spread.inl), times
 // sign(x) |x|^(p-1); where these factors may leave the range, and for p = infinity, windows are visited one by one.
 
 template <class V>

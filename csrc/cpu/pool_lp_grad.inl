@@ -54,8 +54,8 @@ class LpGrad {
       return Spread(shape_, LpSlope<T>{p_}, loops_, exec->threads).run(norms, x, grad_x, exec, no_count);
     }
     status = each_output(exec, [&](const RowPlace& at, int64_t o) {
-      place<double>(shares, at, o) =
-          double(place<T>(grad, at, o)) / (__builtin_isinf(p_) ? equal_elements(x, at, o, place<double>(norms, at, o)) : 1);
+      place<double>(shares, at, o) = double(place<T>(grad, at, o)) /
+                                     (__builtin_isinf(p_) ? equal_elements(x, at, o, place<double>(norms, at, o)) : 1);
     });
     if (status != CK_OK) return status;
     const int64_t rows = shape_.batch * shape_.channels * shape_.axis[0].in * shape_.axis[1].in;

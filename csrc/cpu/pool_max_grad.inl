@@ -1,11 +1,11 @@
 // Gradient of max pooling.
 //
-// Window indices: grad_x is gathered. An element looks at the windows that hold it and takes the gradients of those whose
-// index names its own cell; at most 4 of them for 3x3 windows with stride 2. Without overlap that is one masked stream.
-// Rows (NCHW) spread as in pool_spread.inl, but by tap, because each tap compares with its own cell; channels (NHWC) as
-// there. Every element is written once; additions run in an order that follows from the shape. Offsets in the plane are
-// added where they point, plane by plane (plane_scatter.inl). Bound by memory; the index costs 1 byte per output instead
-// of 8.
+// Window indices: grad_x is gathered. An element looks at the windows that hold it and takes the gradients of those
+// whose index names its own cell; at most 4 of them for 3x3 windows with stride 2. Without overlap that is one masked
+// stream. Rows (NCHW) spread as in pool_spread.inl, but by tap, because each tap compares with its own cell; channels
+// (NHWC) as there. Every element is written once; additions run in an order that follows from the shape. Offsets in the
+// plane are added where they point, plane by plane (plane_scatter.inl). Bound by memory; the index costs 1 byte per
+// output instead of 8.
 
 template <class T, class Index>
 class MaxGradGather {
@@ -49,7 +49,8 @@ class MaxGradGather {
                          double(planes * shape_.plane_out()) * (sizeof(T) + sizeof(Index));
     const double ops = 2 * bytes * kOpsPerByte;
     if (shape_.channels_inner(&grad, &index, &grad_x)) {
-      const int64_t units = shape_.batch * shape_.axis[0].in * shape_.axis[1].in * PixelRowPlace::parts(shape_.channels);
+      const int64_t units =
+          shape_.batch * shape_.axis[0].in * shape_.axis[1].in * PixelRowPlace::parts(shape_.channels);
       return parallel_pieces(exec, units, ops / double(max_of<int64_t>(units, 1)),
                              [&](int64_t begin, int64_t end, int) {
                                for (int64_t unit = begin; unit < end; unit++) pixel_row(unit);
@@ -171,9 +172,8 @@ class MaxGradGather {
                         w = width.first + j * axis[2].out_step;
           const T* const g = grad + d * grad_.stride[2] + h * grad_.stride[3] + w * grad_.stride[4];
           const Index* const p = index + d * index_.stride[2] + h * index_.stride[3] + w * index_.stride[4];
-          const Vec<Code> mine =
-              splat_code(cell(depth.tap - a * axis[0].tap_step, height.tap - r * axis[1].tap_step,
-                              width.tap - j * axis[2].tap_step));
+          const Vec<Code> mine = splat_code(cell(depth.tap - a * axis[0].tap_step, height.tap - r * axis[1].tap_step,
+                                                 width.tap - j * axis[2].tap_step));
           for (int v = 0; v < V; v++)
             sum[v] += load_index<Code>(p + v * L, 1, n) == mine ? load_at<T>(g + v * L, 1, n) : Vec<T>{};
         }

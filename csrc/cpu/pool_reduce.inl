@@ -5,8 +5,8 @@
 // are channels, the window's cells are visited one by one, 4 vectors at a time. Bound by memory: x is read once from
 // there, out written once. The order of joins follows from the shape alone.
 //
-// Op has the type Sum of its joins, identity(), lift(v), join(a, b) for scalars and vectors, finish(vector of sums), and
-// two flags: with `divides`, sums are divided by counts before finish; without `lifts`, lift(v) is v.
+// Op has the type Sum of its joins, identity(), lift(v), join(a, b) for scalars and vectors, finish(vector of sums),
+// and two flags: with `divides`, sums are divided by counts before finish; without `lifts`, lift(v) is v.
 
 template <class T, class Op, class Y = T>  // T: type of x, Y: type of out
 class PoolReduce {
@@ -19,8 +19,8 @@ class PoolReduce {
   // Without a workspace this only counts its bytes.
   PoolReduce(const PoolShape& shape, const Op& op, void* workspace, int threads)
       : shape_(shape), op_(op), split_(shape.axis[2]), carver_(workspace) {
-    // One or two outputs in a row leave most lanes of a vector of outputs empty: lanes run along the window there, as in
-    // long windows, and as they must where adaptive windows follow no pattern.
+    // One or two outputs in a row leave most lanes of a vector of outputs empty: lanes run along the window there, as
+    // in long windows, and as they must where adaptive windows follow no pattern.
     const PoolAxis& width = shape.axis[2];
     irregular_ = width.adaptive || (width.dilation == 1 && (width.out <= 2 || width.kernel >= 4 * L));
     columns_ = irregular_ ? shape.axis[2].in : split_.columns();
@@ -47,7 +47,8 @@ class PoolReduce {
       for (int64_t j = 0; j < split_.taps; j++) offset_[j] = split_.offset<A>(j);
     if (Op::divides)
       for (int a = 0; a < CK_AXES; a++)
-        for (int64_t o = 0; o < shape_.axis[a].out + L; o++) counts_[a][o] = o < shape_.axis[a].out ? A(count(a, o)) : 1;
+        for (int64_t o = 0; o < shape_.axis[a].out + L; o++)
+          counts_[a][o] = o < shape_.axis[a].out ? A(count(a, o)) : 1;
     const int64_t outputs = shape_.batch * shape_.channels * shape_.plane_out();
     const double bytes = double(shape_.batch * shape_.channels * shape_.plane_in() + outputs) * sizeof(T);
     if (shape_.channels_inner(&x, &out)) {
@@ -180,8 +181,8 @@ class PoolReduce {
   void pixel_row(int64_t unit) const {
     const PixelRowPlace at(unit, shape_.channels, shape_.axis[0].out, shape_.axis[1].out);
     const Span depth = spans_.axis[0][at.d], height = spans_.axis[1][at.h];
-    const T* const x = static_cast<const T*>(x_.data) + at.n * x_.stride[0] + depth.first * x_.stride[2] +
-                       height.first * x_.stride[3];
+    const T* const x =
+        static_cast<const T*>(x_.data) + at.n * x_.stride[0] + depth.first * x_.stride[2] + height.first * x_.stride[3];
     Y* const out = static_cast<Y*>(out_.data) + at.offset(out_);
     for (int64_t o = 0; o < shape_.axis[2].out; o++) {
       const Span width = spans_.axis[2][o];

@@ -1,7 +1,7 @@
 // One row of a plane as pooling windows read it, and one row of a gradient as windows write it.
 //
-// The columns that one tap reads for neighbouring outputs are `stride` apart. Split by phase (column mod stride) they are
-// neighbours: tap j of outputs o, o + 1, ... reads consecutive elements from offset(j) + o on. So every stride and
+// The columns that one tap reads for neighbouring outputs are `stride` apart. Split by phase (column mod stride) they
+// are neighbours: tap j of outputs o, o + 1, ... reads consecutive elements from offset(j) + o on. So every stride and
 // dilation is one loop of unaligned loads without range checks, padding being stored in the row. A gradient goes the
 // opposite way: phases are summed from unaligned loads, then merged. All of it happens in the first-level cache.
 
@@ -144,8 +144,8 @@ static inline void store_as(T* p, int64_t step, Vec<A> v, int n) {
   }
 }
 
-// Index vectors from and to arrays of bytes, 16-bit or 64-bit integers. In steps of a factor of two, because GCC 12 turns
-// a conversion by a factor of four or eight into one scalar move per lane.
+// Index vectors from and to arrays of bytes, 16-bit or 64-bit integers. In steps of a factor of two, because GCC 12
+// turns a conversion by a factor of four or eight into one scalar move per lane.
 template <int size>
 struct SizedInt;
 template <>

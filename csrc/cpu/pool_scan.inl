@@ -1,16 +1,19 @@
 // Max pooling with indices: every window is scanned in row-major order, v replaces m if v > m or v is NaN.
 //
-// So the first of equal maxima wins, the last NaN, and a window of -inf gives its first real element, which is where the
-// scan starts. The order matters, so rows are not joined first as in pool_reduce.inl: each row of x is copied once into a
-// padded row (-inf, which never wins) and split by phase; then lanes scan their windows side by side. Rows without NaN,
-// which the copy finds out, take three operations per cell: a compare and two blends. Channels (NHWC) need no copy.
+// So the first of equal maxima wins, the last NaN, and a window of -inf gives its first real element, which is where
+// the scan starts. The order matters, so rows are not joined first as in pool_reduce.inl: each row of x is copied once
+// into a padded row (-inf, which never wins) and split by phase; then lanes scan their windows side by side. Rows
+// without NaN, which the copy finds out, take three operations per cell: a compare and two blends. Channels (NHWC) need
+// no copy.
 //
 // What an index counts is folded into codes, one per window cell: cells of the window, or offsets in the plane of which
 // the output's own column is added last. Lanes are integers as wide as T, hence the limit of max_index_why_not().
 
 static inline const char* max_index_why_not(int64_t index, int64_t cells, int64_t plane, int lane_bytes) {
-  if (index == CK_INDEX_U8 && cells > 256) return "needs at most 256 cells in a window for indices of 8 bits, got {cells}";
-  if (index == CK_INDEX_U16 && cells > 65536) return "needs at most 65536 cells in a window for indices of 16 bits, got {cells}";
+  if (index == CK_INDEX_U8 && cells > 256)
+    return "needs at most 256 cells in a window for indices of 8 bits, got {cells}";
+  if (index == CK_INDEX_U16 && cells > 65536)
+    return "needs at most 65536 cells in a window for indices of 16 bits, got {cells}";
   if (index == CK_INDEX_I64 && lane_bytes == 4 && plane > INT32_MAX) {
     return "needs a plane of less than 2^31 elements for indices into it, got {plane}";
   }
@@ -43,7 +46,8 @@ class PoolScan {
     padded_ = split_.padded_size<T>();
     line_ = split_.stride == 1 ? padded_ : split_.split_size<T>();
     auto reach = [](const PoolAxis& axis, int64_t outputs) {  // elements from the first to the last of some windows
-      return max_of<int64_t>(1, min_of(axis.in, (outputs - 1) * window_step(axis) + (axis.kernel - 1) * axis.dilation + 1));
+      return max_of<int64_t>(
+          1, min_of(axis.in, (outputs - 1) * window_step(axis) + (axis.kernel - 1) * axis.dilation + 1));
     };
     ring_.depths = reach(depth, 1);
     for (batch_ = max_of<int64_t>(1, min_of(kMostBatch, height.out)); batch_ > 1; batch_--)
@@ -144,8 +148,7 @@ class PoolScan {
         for (int64_t a = 0; a < depth.count; a++)
           for (int64_t r = 0; r < height.count; r++) {
             const int64_t d = depth.first + a * shape_.axis[0].dilation, h = height.first + r * shape_.axis[1].dilation;
-            const int64_t x_row =
-                ((read.n * shape_.channels + read.c) * shape_.axis[0].in + d) * shape_.axis[1].in + h;
+            const int64_t x_row = ((read.n * shape_.channels + read.c) * shape_.axis[0].in + d) * shape_.axis[1].in + h;
             const int64_t place = ring_.place(d, h);
             T* const line = lines + place * line_;
             if (kept[place].row != x_row) {

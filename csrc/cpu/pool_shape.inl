@@ -1,8 +1,8 @@
 // Where pooling windows lie: which real elements an output sees, and which outputs see an element.
 //
-// Both questions are answered per axis by a Span, an arithmetic progression. Windowed pooling and adaptive pooling differ
-// in nothing else, so the loops over windows (pool_reduce, pool_scan, pool_spread) serve both. All indices are of real
-// elements: padding takes no part in any pooling op but by counting in an average's divisor.
+// Both questions are answered per axis by a Span, an arithmetic progression. Windowed pooling and adaptive pooling
+// differ in nothing else, so the loops over windows (pool_reduce, pool_scan, pool_spread) serve both. All indices are
+// of real elements: padding takes no part in any pooling op but by counting in an average's divisor.
 
 struct Span {
   int64_t first, count;
@@ -17,8 +17,16 @@ struct PoolAxis {
 
   static PoolAxis windowed(const ck_pool* p, int a) {
     const int64_t common = gcd_of(p->stride[a], p->dilation[a]);
-    return {p->in[a],  p->out[a],       p->kernel[a], p->stride[a],           p->dilation[a],
-            p->pad[a], p->pad_after[a], false,        p->dilation[a] / common, p->stride[a] / common};
+    return {p->in[a],
+            p->out[a],
+            p->kernel[a],
+            p->stride[a],
+            p->dilation[a],
+            p->pad[a],
+            p->pad_after[a],
+            false,
+            p->dilation[a] / common,
+            p->stride[a] / common};
   }
   // Short windows that divide the axis are ordinary ones, with the faster loops. Long ones are not worth their phases.
   static PoolAxis adapting(int64_t in, int64_t out) {
@@ -138,8 +146,8 @@ struct RowPlace {
   int64_t channels_, depth_, height_;
 };
 
-// Rows (n, d, h) of pixels with a part of the channels: the unit of work where lanes run along channels. Parts are whole
-// cache lines, long enough to stream and short enough that one row of a small batch still feeds several threads.
+// Rows (n, d, h) of pixels with a part of the channels: the unit of work where lanes run along channels. Parts are
+// whole cache lines, long enough to stream and short enough that one row of a small batch still feeds several threads.
 constexpr int64_t kChannelPart = 256;
 
 struct PixelRowPlace {

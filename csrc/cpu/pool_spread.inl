@@ -1,9 +1,9 @@
 // Gradients of pooling sums: grad_x[i] = finish(sum over the windows that hold i of grad_output * weight, x[i]).
 //
-// Every element of grad_x is gathered and written exactly once, in an order of additions that follows from the shape: no
-// zero fill, no atomics. Rows (NCHW): the rows of grad_output whose windows hold the row are added up first, then their
-// columns are spread (pool_rows.inl); neighbouring rows held by the same windows are computed once, so that a pooling
-// without overlap is one stream of copies. Channels (NHWC): lanes are channels, windows are visited one by one.
+// Every element of grad_x is gathered and written exactly once, in an order of additions that follows from the shape:
+// no zero fill, no atomics. Rows (NCHW): the rows of grad_output whose windows hold the row are added up first, then
+// their columns are spread (pool_rows.inl); neighbouring rows held by the same windows are computed once, so that a
+// pooling without overlap is one stream of copies. Channels (NHWC): lanes are channels, windows are visited one by one.
 // Bound by memory: grad_output is read once from there, grad_x written once.
 //
 // G is the type of grad_output, T of grad_x and x. Op has the type Sum of sums, `divides` (weights are one over the
@@ -46,7 +46,8 @@ class PoolSpread {
     const double bytes = double(elements) * sizeof(T) * (Op::reads_x ? 2 : 1) +
                          double(shape_.batch * shape_.channels * shape_.plane_out()) * sizeof(G);
     if (shape_.channels_inner(&grad_, &x_, &grad_x_)) {
-      const int64_t units = shape_.batch * shape_.axis[0].in * shape_.axis[1].in * PixelRowPlace::parts(shape_.channels);
+      const int64_t units =
+          shape_.batch * shape_.axis[0].in * shape_.axis[1].in * PixelRowPlace::parts(shape_.channels);
       return parallel_pieces(exec, units, bytes * kOpsPerByte / double(max_of<int64_t>(units, 1)),
                              [&](int64_t begin, int64_t end, int) {
                                for (int64_t unit = begin; unit < end; unit++) pixel_row(unit);

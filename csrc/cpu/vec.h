@@ -180,7 +180,8 @@ static inline Pairs<T> deinterleave_lanes(Vec<T> a, Vec<T> b, Lanes<I...>) {
 template <class T, int... I>
 static inline Pairs<T> interleave_lanes(Vec<T> even, Vec<T> odd, Lanes<I...>) {
   constexpr int L = kLanes<T>;
-  return {CK_SHUFFLE(T, even, odd, (I / 2 + (I % 2) * L)...), CK_SHUFFLE(T, even, odd, (L / 2 + I / 2 + (I % 2) * L)...)};
+  return {CK_SHUFFLE(T, even, odd, (I / 2 + (I % 2) * L)...),
+          CK_SHUFFLE(T, even, odd, (L / 2 + I / 2 + (I % 2) * L)...)};
 }
 template <class T>
 static inline Pairs<T> deinterleave(Vec<T> a, Vec<T> b) {

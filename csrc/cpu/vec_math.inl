@@ -80,9 +80,9 @@ struct ExpConstants<double> {
   static constexpr double ln2_low = 1.9082149292705877e-10;
   static constexpr double zero_below = -746.0;
   static constexpr double tanh_is_one = 40.0;
-  static constexpr double series[] = {1 / 2.0,      1 / 6.0,       1 / 24.0,       1 / 120.0,      1 / 720.0,
-                                      1 / 5040.0,   1 / 40320.0,   1 / 362880.0,   1 / 3628800.0,  1 / 39916800.0,
-                                      1 / 479001600.0, 1 / 6227020800.0, 1 / 87178291200.0};
+  static constexpr double series[] = {
+      1 / 2.0,      1 / 6.0,       1 / 24.0,       1 / 120.0,       1 / 720.0,        1 / 5040.0,       1 / 40320.0,
+      1 / 362880.0, 1 / 3628800.0, 1 / 39916800.0, 1 / 479001600.0, 1 / 6227020800.0, 1 / 87178291200.0};
 };
 
 template <class T>

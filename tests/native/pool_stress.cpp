@@ -13,8 +13,8 @@
 #include "cnnkern.h"
 #include "cpu/parallel.h"
 
-// ThreadSanitizer cannot start threads in the child of a fork (gcc 12: "dup thread with used id"); there the children run
-// alone, and the plain build of this program has them build pools of their own.
+// ThreadSanitizer cannot start threads in the child of a fork (gcc 12: "dup thread with used id"); there the children
+// run alone, and the plain build of this program has them build pools of their own.
 #if defined(__SANITIZE_THREAD__)
 constexpr int kChildThreads = 1;
 #else
@@ -29,7 +29,8 @@ void expect(bool ok, const char* what) {
   if (!ok && failures.fetch_add(1) < 20) std::fprintf(stderr, "pool_stress: %s\n", what);
 }
 
-// Counts how often each chunk ran, in plain memory: a chunk that ran twice at once is a race that the sanitizer reports.
+// Counts how often each chunk ran, in plain memory: a chunk that ran twice at once is a race that the sanitizer
+// reports.
 struct Job {
   std::vector<int> count;
   std::vector<std::atomic<int>> busy;
@@ -51,7 +52,8 @@ struct Job {
 void run_jobs(int rounds, int threads) {
   for (int i = 0; i < rounds; i++) {
     Job job(1 + i % 37, threads);
-    expect(ck_parallel(threads, int(job.count.size()), &Job::chunk, &job, nullptr, nullptr) == 0, "a job was cancelled");
+    expect(ck_parallel(threads, int(job.count.size()), &Job::chunk, &job, nullptr, nullptr) == 0,
+           "a job was cancelled");
     expect(job.once(), "a chunk did not run exactly once");
   }
 }
