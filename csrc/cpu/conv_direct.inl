@@ -7,11 +7,18 @@
 // last one bias, residual and activation are applied while the sums are transposed into the output's layout.
 //
 // Bound: multiply-adds (2 N K P Q C R S at the FMA peak) from about 8 flop per byte on; else the bytes of x, w and y.
+//
 // Order of sums: chunks of channels, in a chunk taps, then channels; fixed by channels and taps alone, so the bits
-// depend on neither batch nor threads, and not on the ISA where multiply-add is fused. Non-finite weights: stored zeros
-// times them would give NaN where padding must contribute nothing, so packing looks for them and such a call is
-// computed tap by tap (safe_sums). After: Georganas et al., "Anatomy of high-performance deep learning convolutions on
-// SIMD architectures", SC18.
+// depend on neither batch nor threads, and not on the ISA where multiply-add is fused.
+//
+// Non-finite weights: stored zeros times them would give NaN where padding must contribute nothing, so packing looks
+// for them and such a call is computed tap by tap (safe_sums).
+//
+// Measured, float32, 2 cores of an AMD EPYC (Zen 5, FMA peak 511 GFLOP/s), eager calls with weights packed in each:
+// 3x3 stride 1 of VGG-16 and ResNet-50 425-486 GFLOP/s down to 14x14, 305 at 7x7 with one image; 1x1 270-450; 7x7
+// stride 2 with 3 channels 442.
+//
+// After: Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures", SC18.
 
 // Sums of `pixels` neighbouring outputs -> output array, for one block of channels. Pixels lie `out_step` elements
 // apart.
