@@ -120,6 +120,9 @@ _WINDOWS = (
     "mb2ic4iw17kw3sw2pw1",
     "mb1ic3iw1000kw9sw1pw4",
     "mb1ic3iw40kw2sw5",
+    "mb1ic2ih60iw9kh3sh1ph1",
+    "mb1ic300ih4iw5kh2sh1",
+    "mb1ic1100ih2iw3kh2sh2",
     "mb1ic3id4ih5iw6kd2sd2",
     "mb2ic5id5ih4iw7kd3kh2kw3sd2sh1sw2pd1ph1pw1",
     "mb1ic17id3ih3iw3kd3sd1pd1",
@@ -174,6 +177,7 @@ _CHANNELWISE = (
     "mb1ic2ih33iw65",
     "mb2ic3id3ih4iw5",
     "mb1ic70ih9iw15",
+    "mb1ic45ih25iw29",
     "mb0ic4ih3",
     "mb2ic0ih3",
     "mb2ic3ih0iw4",
@@ -188,7 +192,14 @@ _LRN_OPTIONS = (
 _AFFINE = ("", "@weight=1@bias=1", "@bias=1@eps=0.5", "@weight=1")
 _NORM_GRAD = ("", "@weight=1", "@weight=1@training=0", "@training=0")
 
-_ELEMENTS = ("mb0", "mb2ic0ih3", *(f"mb{n}" for n in PIXELS), *(f"mb3ic{n}" for n in CHANNELS), "mb2ic3ih5iw33")
+_ELEMENTS = (
+    "mb0",
+    "mb2ic0ih3",
+    *(f"mb{n}" for n in PIXELS),
+    *(f"mb3ic{n}" for n in CHANNELS),
+    "mb2ic3ih5iw33",
+    "mb3ic5ih19iw23",
+)
 _ROWS = (
     *(f"mb3ic{n}" for n in (*CHANNELS, 2, 10, 200, 1000)),
     "mb1ic1",
@@ -247,8 +258,16 @@ _LARGE_CONV = (
     "mb2ic8id6ih12iw13oc20kd3pd1",
     "g40mb2ic40ih30oc40kh3ph1",
     "mb1ic24ih40oc3kh5ph2",
+    "mb1ic300ih30iw31oc8kh3ph1",
+    "mb2ic256ih9iw10oc256kh3ph1",
 )
-_LARGE_WINDOWS = ("mb2ic24ih57kh3sh2ph1", "mb2ic48ih30kh2sh2", "mb1ic7ih64kh5sh1ph2", "mb2ic9id8ih16kd3sd2pd1")
+_LARGE_WINDOWS = (
+    "mb2ic24ih57kh3sh2ph1",
+    "mb2ic48ih30kh2sh2",
+    "mb1ic7ih64kh5sh1ph2",
+    "mb2ic9id8ih16kd3sd2pd1",
+    "mb1ic300ih20iw21kh3sh2ph1",
+)
 _LARGE_PLANES = ("mb2ic50ih40oh7", "mb3ic300ih13oh1")
 _LARGE_MAPS = ("mb3ic37ih61iw67", "mb2ic300ih13", "mb1ic2iw60000")
 LARGE: dict[str, tuple[str, ...]] = {
