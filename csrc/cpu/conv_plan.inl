@@ -153,6 +153,8 @@ struct ConvPlan {
  private:
   void cut(int threads) {
     const ConvAxis &d = axis[0], &h = axis[1], &w = axis[2];
+    // Short sums are soon done: then they should not leave the first-level cache before they are written back.
+    const int64_t strip_pixels = in_channels * taps < kChunk ? kStripPixels / 2 : kStripPixels;
     columns.init(w.taps(0), w.step_in);
     for (int64_t rho = 1; rho < w.classes; rho++) {
       Window other;
@@ -162,16 +164,16 @@ struct ConvPlan {
     most_planes = ceil_div(d.kernel, d.modulus);
     row_phases = h.phases();
     const int64_t rows_all = h.count(0), cols_all = w.count(0);
-    strips_w = max_of<int64_t>(1, ceil_div(cols_all, max_of<int64_t>(1, kStripPixels / w.step_out)));
+    strips_w = max_of<int64_t>(1, ceil_div(cols_all, max_of<int64_t>(1, strip_pixels / w.step_out)));
     cols = ceil_div(cols_all, strips_w);
-    rows = max_of<int64_t>(1, min_of(rows_all, kStripPixels / max_of<int64_t>(1, row_outputs())));
+    rows = max_of<int64_t>(1, min_of(rows_all, strip_pixels / max_of<int64_t>(1, row_outputs())));
     images = 1;
     const int64_t budget = strip_budget();
     while (rows > 1 && strip_bytes() > budget) rows = ceil_div(rows, 2);
     while (cols > 16 && strip_bytes() > 2 * budget) cols = ceil_div(cols, 2);
     strips_w = max_of<int64_t>(1, ceil_div(cols_all, max_of<int64_t>(1, cols)));
     if (rows >= rows_all && strips_w == 1) {
-      images = max_of<int64_t>(1, min_of(batch, kStripPixels / max_of<int64_t>(1, rows * row_outputs())));
+      images = max_of<int64_t>(1, min_of(batch, strip_pixels / max_of<int64_t>(1, rows * row_outputs())));
       while (images > 1 && strip_bytes() > budget) images--;
     }
     balance(rows_all, cols_all, threads);
