@@ -31,3 +31,13 @@ def settings_stay() -> Iterator[None]:
     before = config.current(), config.get_num_threads()
     yield
     assert (config.current(), config.get_num_threads()) == before, "the test left other settings behind"
+
+
+@pytest.fixture
+def plain_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Settings as if the environment had chosen neither backend nor instruction set nor precision."""
+    monkeypatch.setattr(config, "_base", config.Settings())
+    config.sync()
+    yield
+    monkeypatch.undo()
+    config.sync()

@@ -15,6 +15,8 @@ from cnnkern.spec import DTYPES, ISA_LEVELS, OPS, PRECISIONS, op_name
 from matrix import AVAILABLE, NATIVE, ROWS, each_row, needs_native
 from scripts import output_of, run_script
 
+pytestmark = pytest.mark.usefixtures("plain_settings")
+
 X = np.ones((1, 4, 6, 6), np.float32)
 W = np.ones((8, 4, 3, 3), np.float32)
 HALF = X.astype(np.float16), W.astype(np.float16)

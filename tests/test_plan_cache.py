@@ -15,7 +15,7 @@ from cnnkern import plan
 from matrix import AVAILABLE, needs_native
 from oracle import same_bits
 
-pytestmark = needs_native
+pytestmark = [needs_native, pytest.mark.usefixtures("plain_settings")]
 
 RNG = np.random.default_rng(8)
 
