@@ -49,7 +49,7 @@ def test_any_number_of_threads_gives_the_same_bits(case: Case) -> None:
         runs = [threaded(case.row, request, inputs, threads) for threads in THREADS]
         for got, want, bound in zip(runs[0], expected, allowed, strict=True):
             difference = differs(got, want, bound)
-            assert difference is None, says(case.row, request, difference or "")
+            assert difference is None, says(case.row, request, f"1 thread: {difference}")
         for threads, run in zip(THREADS[1:], runs[1:]):
             difference = same_bits(runs[0], run)
             assert difference is None, says(case.row, request, f"1 and {threads} threads: {difference}")
