@@ -81,6 +81,7 @@ stubs: $(VENV)/stamp-dev
 
 SANITIZE := build/sanitize
 ASAN_FLAGS := -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+SANITIZE_TESTS := ops special_values memory properties plan_cache
 CXX ?= g++
 
 # The second run proves that the stress notices a broken pool: there a chunk is claimed by a plain store.
@@ -92,7 +93,7 @@ test-pool: $(SANITIZE)/pool_stress $(SANITIZE)/pool_stress_plain $(SANITIZE)/poo
 test-sanitize: test-pool $(SANITIZE)/stamp
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONPATH=$(SANITIZE)/lib \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
-		$(BIN)/pytest tests/test_ops.py $(ARGS)
+		$(BIN)/pytest $(addprefix tests/test_,$(SANITIZE_TESTS:=.py)) $(ARGS)
 
 # With CFLAGS alone setuptools compiles C++ without instruments and the tests pass over everything: hence the nm.
 $(SANITIZE)/stamp: $(VENV)/stamp-test $(wildcard cnnkern/*.py cnnkern/*/*.py cnnkern/*/*/*.py)
