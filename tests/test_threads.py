@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -236,3 +237,24 @@ def test_eight_python_threads_at_once_get_what_one_gets() -> None:
     assert not any(thread.is_alive() for thread in threads), "a thread hangs"
     assert barrier.n_waiting == 0 and not barrier.broken
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="this platform does not list threads under /proc")
+def test_workers_may_run_anywhere_again_after_a_call() -> None:
+    """A caller keeps its core from the workers it wakes, only while it wakes them."""
+    allowed = os.sched_getaffinity(0)
+    x = np.ones((1, 64, 56, 56), np.float32)
+    w = np.ones((64, 64, 3, 3), np.float32)
+    with ck.using(num_threads=3):
+        for _ in range(5):
+            ck.conv2d(x, w, padding=1)
+            time.sleep(0.002)  # long enough to fall asleep
+
+    def restricted() -> list[str]:
+        threads = os.listdir("/proc/self/task")
+        return [t for t in threads if os.sched_getaffinity(int(t)) != allowed]
+
+    deadline = time.monotonic() + 5
+    while restricted() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert restricted() == []

@@ -121,6 +121,11 @@ struct ConvPlan {
   int64_t strip_elements, sums_elements;
 
   void init(const ck_conv& p, bool backward, int threads) {
+    set_shape(p, backward);
+    cut(threads);
+  }
+  // All but the cut into strips.
+  void set_shape(const ck_conv& p, bool backward) {
     batch = p.batch, groups = p.groups;
     in_channels = (backward ? p.out_channels : p.in_channels) / groups;
     out_channels = (backward ? p.in_channels : p.out_channels) / groups;
@@ -131,7 +136,6 @@ struct ConvPlan {
     // One cache line more, so that blocks written side by side do not fall on the same sets of the cache.
     block_elements = block * in_channels * taps + 64 / int64_t(sizeof(T));
     packed_elements = groups * k_blocks * block_elements;
-    cut(threads);
   }
   const char* why_not() const {
     return times(strip_elements, int64_t(sizeof(T))) > kMostStripBytes

@@ -41,6 +41,59 @@ static ConvOperands<T> conv_operands(const ck_conv& p, const ck_tensor* t, bool 
   return o;
 }
 
+// Sums of `pixels` neighbouring outputs -> output array, for one block of channels. Pixels lie `out_step` elements
+// apart.
+template <class T>
+static void write_back(const T* sums, int64_t block, int64_t pixels, int64_t channels, const T* bias,
+                       int64_t bias_stride, const T* residual, int64_t residual_pixel, int64_t residual_channel, T* out,
+                       int64_t out_pixel, int64_t out_channel, bool activate) {
+  constexpr int L = kLanes<T>;
+  const bool rows = out_pixel == 1 && (!residual || residual_pixel == 1);
+  const bool columns = out_channel == 1 && (!residual || residual_channel == 1);
+  for (int64_t k = 0; k < channels; k += L) {
+    const int count = int(min_of<int64_t>(L, channels - k));
+    Vec<T> b{};
+    if (bias) {
+      T lane[L] = {};
+      for (int j = 0; j < count; j++) lane[j] = bias[(k + j) * bias_stride];
+      b = load(lane);
+    }
+    if (rows) {
+      for (int64_t i = 0; i < pixels; i += L) {
+        const int length = int(min_of<int64_t>(L, pixels - i));
+        Vec<T> v[L];
+#pragma GCC unroll 16
+        for (int j = 0; j < L; j++) v[j] = j < length ? load(sums + (i + j) * block + k) + b : Vec<T>{};
+        transpose<T>(v);
+        for (int j = 0; j < count; j++) {
+          Vec<T> y = v[j];
+          if (residual) y += load_n(residual + (k + j) * residual_channel + i, length);
+          if (activate) y = relu<T>(y);
+          if (length == L) store(out + (k + j) * out_channel + i, y);
+          else store_n(out + (k + j) * out_channel + i, y, length);
+        }
+      }
+    } else if (columns) {
+      for (int64_t i = 0; i < pixels; i++) {
+        Vec<T> y = load(sums + i * block + k) + b;
+        if (residual) y += load_n(residual + i * residual_pixel + k, count);
+        if (activate) y = relu<T>(y);
+        store_n(out + i * out_pixel + k, y, count);
+      }
+    } else {
+      for (int64_t i = 0; i < pixels; i++) {
+        T lane[L];
+        store(lane, load(sums + i * block + k) + b);
+        for (int j = 0; j < count; j++) {
+          T y = lane[j];
+          if (residual) y += residual[i * residual_pixel + (k + j) * residual_channel];
+          out[i * out_pixel + (k + j) * out_channel] = activate ? relu<T>(y) : y;
+        }
+      }
+    }
+  }
+}
+
 template <class T>
 class ConvUnits {
  public:
@@ -158,6 +211,32 @@ class ConvUnits {
       total = c == 0 ? sum : total + sum;
     }
     return total;
+  }
+
+  // The sums of a block of output channels, [image][row][output column][block]: add bias and residual, activate, store.
+  void write_block(const Place& p, int64_t block, const T* sums) const {
+    const ConvAxis &h = plan_.axis[1], &w = plan_.axis[2];
+    const int64_t outs = this->out_columns(p);
+    const int64_t k0 = block * plan_.block, channels = min_of(plan_.block, plan_.out_channels - k0);
+    const int64_t k = p.group * plan_.out_channels + k0;
+    const int64_t* os = op_.out_stride;
+    const int64_t* rs = op_.residual_stride;
+    // Whole rows that lie one behind the other in memory are written as one.
+    const bool whole =
+        outs == w.out && h.step_out == 1 && os[3] == outs * os[4] && (!op_.residual || rs[3] == outs * rs[4]);
+    const int64_t rows = whole ? 1 : p.rows, pixels = whole ? p.rows * outs : outs;
+    for (int64_t n = 0; n < p.images; n++)
+      for (int64_t y = 0; y < rows; y++) {
+        const int64_t image = p.first_image + n, row = p.row_phase + (p.first_row + y) * h.step_out;
+        const int64_t column = p.first_col * w.step_out;
+        const T* residual =
+            op_.residual ? op_.residual + image * rs[0] + k * rs[1] + p.depth * rs[2] + row * rs[3] + column * rs[4]
+                         : nullptr;
+        write_back(sums + (n * p.rows + y) * outs * plan_.block, plan_.block, pixels, channels,
+                   op_.bias ? op_.bias + k * op_.bias_stride : nullptr, op_.bias_stride, residual, rs[4], rs[1],
+                   op_.out + image * os[0] + k * os[1] + p.depth * os[2] + row * os[3] + column * os[4], os[4], os[1],
+                   op_.relu);
+      }
   }
 
   const ConvPlan<T>& plan_;

@@ -90,6 +90,49 @@ bool spin_until(Done done) {
   }
 }
 
+// A woken thread is often queued on its waker's core while another idles, and the kernel takes milliseconds to part
+// them: every third call of 0.5 ms ran at half speed on 2 cores. So a caller keeps its core from the sleepers it wakes;
+// awake, they may go anywhere again. Two system calls a sleeper, beside the 25 us of waking it: worth it for few.
+constexpr int kMostSeats = 8;
+
+#if defined(__linux__)
+class Seat {
+ public:
+  void init() { thread_ = pid_t(syscall(SYS_gettid)); }
+  void sleeps() { state_.store(kAsleep); }
+  void wakes() {
+    while (state_.load() == kMoving) cpu_relax();
+    if (state_.exchange(kAwake) == kMoved) sched_setaffinity(0, sizeof allowed_, &allowed_);
+  }
+  // Called by one caller at a time.
+  void keep_from(int core) {
+    int asleep = kAsleep;
+    if (core < 0 || core >= CPU_SETSIZE || !state_.compare_exchange_strong(asleep, kMoving)) return;
+    bool moved = sched_getaffinity(thread_, sizeof allowed_, &allowed_) == 0;
+    cpu_set_t others = allowed_;
+    CPU_CLR(core, &others);
+    moved = moved && CPU_COUNT(&others) > 0 && sched_setaffinity(thread_, sizeof others, &others) == 0;
+    state_.store(moved ? kMoved : kAsleep);
+  }
+  static int core() { return sched_getcpu(); }
+
+ private:
+  enum { kAwake, kAsleep, kMoving, kMoved };
+  pid_t thread_ = 0;
+  std::atomic<int> state_{kAwake};
+  cpu_set_t allowed_;  // to go back to
+};
+#else
+class Seat {
+ public:
+  void init() {}
+  void sleeps() {}
+  void wakes() {}
+  void keep_from(int) {}
+  static int core() { return -1; }
+};
+#endif
+
 thread_local bool in_job = false;  // a worker, or a caller inside ck_parallel
 
 class Pool {
@@ -99,13 +142,16 @@ class Pool {
   // Workers for jobs of `threads` threads. Called with `busy` held.
   void grow(int threads) {
     while (workers_ < threads - 1) {
-      Worker* worker = new (std::nothrow) Worker{this, workers_ + 1};
+      Worker* worker = new (std::nothrow) Worker;
+      if (!worker) return;  // fewer threads is slower, not wrong
+      worker->pool = this, worker->lane = workers_ + 1;
       pthread_t thread;
-      if (!worker || pthread_create(&thread, nullptr, &Pool::main, worker)) {
+      if (pthread_create(&thread, nullptr, &Pool::main, worker)) {
         delete worker;
-        return;  // fewer threads is slower, not wrong
+        return;
       }
       pthread_detach(thread);
+      if (workers_ < kMostSeats) seats_[workers_] = &worker->seat;
       workers_++;
     }
   }
@@ -121,7 +167,11 @@ class Pool {
     unfinished_.store(chunks, std::memory_order_relaxed);
     ticket_.store(uint64_t(generation) << 32 | uint32_t(chunks), std::memory_order_release);
     generation_.store(generation);  // seq_cst, with sleepers_: a sleeper sees this or is seen
-    if (sleepers_.load() > 0) sleep_.wake(generation_, workers_);
+    if (sleepers_.load() > 0) {
+      const int core = Seat::core();
+      for (int i = 0; i < workers_ && i < kMostSeats; i++) seats_[i]->keep_from(core);
+      sleep_.wake(generation_, workers_);
+    }
 
     in_job = true;
     const int cancelled = work(generation, 0, poll, poll_arg);
@@ -132,26 +182,29 @@ class Pool {
   }
 
  private:
-  struct Worker {
+  struct Worker {  // lives as long as its thread: for ever
     Pool* pool;
     int lane;
+    Seat seat;
   };
 
   static void* main(void* argument) {
-    const Worker worker = *static_cast<Worker*>(argument);
-    delete static_cast<Worker*>(argument);
+    Worker* worker = static_cast<Worker*>(argument);
     in_job = true;
-    worker.pool->serve(worker.lane);
+    worker->seat.init();
+    worker->pool->serve(worker->lane, worker->seat);
     return nullptr;
   }
 
-  void serve(int lane) {
+  void serve(int lane, Seat& seat) {
     for (uint32_t seen = 0;;) {
       auto changed = [&] { return generation_.load() != seen; };
       if (!spin_until(changed)) {
+        seat.sleeps();
         sleepers_.fetch_add(1);
         if (!changed()) sleep_.wait(generation_, seen);
         sleepers_.fetch_sub(1);
+        seat.wakes();
         if (!changed()) continue;
       }
       seen = generation_.load();
@@ -202,6 +255,7 @@ class Pool {
   std::atomic<void*> arg_{nullptr};
   std::atomic<int> total_{0}, lanes_{0};
   int workers_ = 0;
+  Seat* seats_[kMostSeats];
   Sleep sleep_;
 };
 

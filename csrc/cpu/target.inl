@@ -27,9 +27,12 @@ namespace {
 #include "conv_plan.inl"
 #include "conv_tile.inl"
 #include "conv_pack.inl"
+#include "conv_pixels.inl"
 #include "conv_units.inl"
 #include "conv_direct.inl"
 #include "conv_rows.inl"
+#include "winograd_transforms.inl"
+#include "conv_winograd.inl"
 #include "conv_grad_weight.inl"
 
 #include "channels.inl"

@@ -1,0 +1,579 @@
+// Convolution and input gradient by Winograd's minimal filtering, F(4,3), F(2,5) and F(2,3) in two dimensions.
+//
+// A unit is a rectangle of output tiles (F::outputs squared) of some images. Its input is copied pixel by pixel with
+// channels in lanes and zeros around it, and transformed into V[product][channel][tile]. For a block of 2 * lanes
+// output channels, each of the F::size^2 products is a small matrix product M[tile][k] += V[tile][c] * U[c][k] with the
+// register tile of the direct convolution; M is transformed back into the unit's outputs, which are written as there.
+//
+// Two walks, chosen by the shape. Few weights: a task is a unit with its V in the second-level cache, and all U were
+// transformed before. Many weights, or few units: all threads fill a shared V for a group of units, then share out the
+// blocks of output channels; a block's U is made in the second-level cache, chunk by chunk, and used at once, so that 4
+// times the weights never go through memory (512 x 512: 38 MB).
+//
+// Bound: multiply-adds, 36 / 16 = 2.25 per output and channel pair instead of 9 for F(4,3), plus the transforms: 144
+// vector operations per tile and vector of input channels, 90 per tile and vector of output channels.
+//
+// Order of sums: channels in chunks of kWinogradChunk; per tile, so bits depend on neither threads nor batch.
+//
+// Special values: an infinity, a NaN or an overflow in a tile reaches all its outputs as NaN. Every output is watched
+// (watch += y * 0), and an image with such an output is computed again by the direct convolution.
+
+constexpr int64_t kWinogradChunk = 128;                // channels: 590 KB of U for 36 products
+constexpr int64_t kWinogradTiles = 64;                 // tiles of a group: M takes 295 KB
+constexpr int64_t kWinogradShared = int64_t(4) << 20;  // bytes of U from which on it is made late, and of V at most
+
+template <class T, class F>
+struct WinogradPlan : ConvPlan<T> {
+  using Base = ConvPlan<T>;
+  using Base::axis, Base::batch, Base::block, Base::cols, Base::groups, Base::images, Base::in_channels, Base::k_blocks,
+      Base::lanes, Base::rows, Base::strips_h, Base::strips_n, Base::strips_w, Base::units;
+  static constexpr int64_t products = F::size * F::size;
+
+  int64_t channel_blocks, chunk;        // of `lanes` input channels; channels of a chunk
+  int64_t tile_rows, tile_cols, tiles;  // of a unit, at most; tiles: of all its images
+  bool shared;                          // V of `together` units in common
+  int64_t together;                     // units of a group; 1 where V is a lane's own
+  int64_t v_pitch, v_elements;          // between products; of a unit
+  int64_t m_pitch, m_elements;          // likewise
+  int64_t u_elements;                   // of a block of output channels
+  int64_t pixel_elements;
+
+  void init(const ck_conv& p, bool backward, int threads) {
+    this->set_shape(p, backward);
+    channel_blocks = ceil_div(in_channels, lanes);
+    const int64_t chunks = max_of<int64_t>(1, ceil_div(in_channels, kWinogradChunk));
+    chunk = round_up(max_of<int64_t>(1, ceil_div(in_channels, chunks)), lanes);
+    cut(threads);
+    constexpr int64_t line = 64 / int64_t(sizeof(T));  // odd numbers of cache lines spread products over the cache
+    v_pitch = (ceil_div(channel_blocks * tiles * lanes, line) | 1) * line;
+    v_elements = times(products, v_pitch);
+    m_pitch = (ceil_div(tiles * block, line) | 1) * line;
+    m_elements = products * m_pitch;
+    u_elements = times(products * block, plus(in_channels, ceil_div(in_channels, chunk)));
+    pixel_elements = images * (tile_rows * F::outputs + F::taps - 1) * (tile_cols * F::outputs + F::taps - 1) * lanes;
+    this->sums_elements = images * rows * cols * block;
+  }
+  int64_t u_bytes() const { return times(times(groups * k_blocks, u_elements), int64_t(sizeof(T))); }
+
+ private:
+  void cut(int threads) {
+    constexpr int64_t m = F::outputs;
+    const int64_t all_rows = ceil_div(axis[1].out, m), all_cols = ceil_div(axis[2].out, m);
+    const int64_t tile_bytes = products * channel_blocks * lanes * int64_t(sizeof(T));
+    const int64_t budget = ck_l2_bytes() / 2;
+    const int64_t most =
+        max_of<int64_t>(kTilePixels, min_of<int64_t>(4 * kTilePixels, budget / max_of<int64_t>(1, tile_bytes)));
+    this->row_phases = 1;
+    strips_w = max_of<int64_t>(1, ceil_div(all_cols, most));
+    tile_cols = ceil_div(all_cols, strips_w);
+    tile_rows = max_of<int64_t>(1, min_of(all_rows, most / max_of<int64_t>(1, tile_cols)));
+    images = 1;
+    if (tile_rows == all_rows && strips_w == 1)
+      images = max_of<int64_t>(1, min_of(batch, most / max_of<int64_t>(1, tile_rows * tile_cols)));
+    count(all_rows);
+    shared =
+        k_blocks > 1 && (times(k_blocks * int64_t(sizeof(T)), times(products * block, in_channels)) > kWinogradShared ||
+                         units < 8 * groups);
+    if (!shared) balance(all_rows, threads);
+    tile_rows = ceil_div(all_rows, max_of<int64_t>(1, strips_h));
+    images = max_of<int64_t>(1, ceil_div(batch, max_of<int64_t>(1, strips_n)));
+    tiles = max_of<int64_t>(1, images * tile_rows * tile_cols);
+    count(all_rows);
+    rows = tile_rows * m, cols = tile_cols * m;
+    together = 1;
+    if (shared) {
+      together = min_of(kWinogradTiles / tiles, kWinogradShared / max_of<int64_t>(1, tile_bytes * tiles));
+      together = max_of<int64_t>(1, min_of(together, units / max_of<int64_t>(1, groups)));
+    }
+  }
+  void count(int64_t all_rows) {
+    strips_n = ceil_div(batch, images);
+    strips_h = ceil_div(all_rows, tile_rows);
+    units = strips_n * groups * axis[0].out * strips_h * strips_w;
+  }
+  // Smaller units until the threads have nearly equal shares.
+  void balance(int64_t all_rows, int threads) {
+    while (threads > 1 && (images > 1 || tile_rows > 1)) {
+      if (double(units) / double(round_up(units, threads)) > 0.87) break;
+      if (images > 1) images = ceil_div(images, 2);
+      else tile_rows = ceil_div(tile_rows, 2);
+      count(all_rows);
+    }
+  }
+};
+
+template <class T>
+struct WinogradTileArgs {
+  const T* v;          // [block of lanes channels][tile][lane], first tile
+  int64_t block_step;  // elements between blocks of channels
+  int64_t channels;
+  const T* u;  // [channel][NV * lanes]
+  T* sums;     // [tile][NV * lanes]
+  bool add;
+};
+
+// MR tiles times NV vectors of output channels: conv_tile with channels in lanes of the broadcast operand.
+template <class T, int MR, int NV>
+static void winograd_tile(const WinogradTileArgs<T>& t) {
+  constexpr int L = kLanes<T>;
+  Vec<T> acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) acc[i][v] = Vec<T>{};
+  const T* block = t.v;
+  const T* u = t.u;
+  for (int64_t left = t.channels; left > 0; left -= L, block += t.block_step) {
+    const T* x = block;
+    for (int64_t c = min_of<int64_t>(L, left); c > 0; c--, x++, u += NV * L) {
+      Vec<T> w[NV];
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; v++) w[v] = load(u + v * L);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; i++) {
+        const T value = x[i * L];
+#pragma GCC unroll 2
+        for (int v = 0; v < NV; v++) acc[i][v] += value * w[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) {
+      T* s = t.sums + (i * NV + v) * L;
+      store(s, t.add ? load(s) + acc[i][v] : acc[i][v]);
+    }
+}
+template <class T>
+using WinogradTileFn = void (*)(const WinogradTileArgs<T>&);
+template <class T, int NV, int... I>
+static WinogradTileFn<T> pick_winograd_tile(int tiles, Lanes<I...>) {
+  static constexpr WinogradTileFn<T> table[] = {winograd_tile<T, I + 1, NV>...};
+  return table[tiles - 1];
+}
+
+template <class T, class F>
+class WinogradWalk : ConvUnits<T> {
+  using typename ConvUnits<T>::Place;
+  using ConvUnits<T>::op_;
+  typedef WinogradPlan<T, F> Plan;
+  static constexpr int L = kLanes<T>;
+  static constexpr int N = F::size, M = F::outputs, R = F::taps;
+
+ public:
+  // `packed`: transformed weights, or weights as the direct convolution packs them where V is shared; null there: none.
+  WinogradWalk(const Plan& plan, const ConvOperands<T>& operands, void* packed, char* workspace)
+      : ConvUnits<T>(plan, operands),
+        plan_(plan),
+        packed_(packed),
+        bad_(workspace),
+        v_(reinterpret_cast<T*>(workspace + flag_bytes(plan))),
+        lanes_(workspace + flag_bytes(plan) + shared_bytes(plan)) {}
+
+  static size_t flag_bytes(const Plan& plan) { return size_t(round_up(plan.batch, 64)); }
+  static size_t workspace(const Plan& plan, int threads) {
+    return flag_bytes(plan) + shared_bytes(plan) + size_t(threads) * lane_bytes(plan);
+  }
+
+  // Sets flag [image] at the begin of the workspace where some output was not finite.
+  ck_status run(const ck_exec* exec) {
+    memset(bad_, 0, size_t(plan_.batch));
+    if (plan_.shared) return run_shared(exec);
+    const int64_t chunks = serial() ? 1 : min_of<int64_t>(plan_.units, 1 << 20);
+    return parallel(exec, chunks, [&](int chunk, int lane) {
+      const Range range = piece(plan_.units, chunks, chunk);
+      for (int64_t unit = range.begin; unit < range.end; unit++) {
+        const Place p = this->place_of(unit);
+        const Lane l = lane_at(lane);
+        for (int64_t c = 0; c < plan_.channel_blocks; c++) transform_input(p, c, l.v, l.pixels);
+        for (int64_t block = 0; block < plan_.k_blocks; block++) {
+          const T* u = static_cast<const T*>(packed_) + (p.group * plan_.k_blocks + block) * plan_.u_elements;
+          for (int64_t c = 0; c < plan_.in_channels; c += plan_.chunk) {
+            multiply(l.v, p, block, c, u, l.m);
+            u += Plan::products * u_pitch(block, c);
+          }
+          finish(p, block, l);
+        }
+      }
+    });
+  }
+
+  // U of every block, in parallel.
+  static ck_status transform_all(const Plan& plan, const ConvOperands<T>& operands, T* u, const ck_exec* exec) {
+    WinogradWalk walk(plan, operands, nullptr, nullptr);
+    const int64_t blocks = plan.groups * plan.k_blocks;
+    const int64_t chunks = chunks_for(blocks, double(plan.u_elements) * 4, exec->threads);
+    return parallel(exec, chunks, [&](int chunk, int) {
+      const Range range = piece(blocks, chunks, chunk);
+      for (int64_t i = range.begin; i < range.end; i++) {
+        const int64_t block = i % plan.k_blocks;
+        T* to = u + i * plan.u_elements;
+        for (int64_t c = 0; c < plan.in_channels; c += plan.chunk) {
+          walk.make_weights(i / plan.k_blocks, block, c, to);
+          to += Plan::products * walk.u_pitch(block, c);
+        }
+      }
+    });
+  }
+
+ private:
+  struct Lane {
+    T *pixels, *m, *sums, *u, *v;
+  };
+  static int64_t aligned(int64_t elements) { return round_up(elements * int64_t(sizeof(T)), 64); }
+  static size_t shared_bytes(const Plan& plan) {
+    return plan.shared ? size_t(aligned(times(plan.together, plan.v_elements))) : 0;
+  }
+  static int64_t late_elements(const Plan& plan) {
+    return plan.shared ? plan.products * (min_of(plan.chunk, plan.in_channels) + 1) * plan.block : 0;
+  }
+  static size_t lane_bytes(const Plan& plan) {
+    const int64_t bytes = aligned(plan.pixel_elements) + aligned(plan.together * plan.m_elements) +
+                          aligned(plan.sums_elements) + aligned(late_elements(plan)) +
+                          (plan.shared ? 0 : aligned(plan.v_elements));
+    return size_t(round_up(bytes, 4096) + 64);  // 64: lanes do not start at the same offset of a page
+  }
+  Lane lane_at(int lane) const {
+    char* at = lanes_ + size_t(lane) * lane_bytes(plan_);
+    const auto take = [&at](int64_t elements) {
+      T* here = reinterpret_cast<T*>(at);
+      at += aligned(elements);
+      return here;
+    };
+    Lane l;
+    l.pixels = take(plan_.pixel_elements);
+    l.m = take(plan_.together * plan_.m_elements);
+    l.sums = take(plan_.sums_elements);
+    l.u = take(late_elements(plan_));
+    l.v = plan_.shared ? nullptr : take(plan_.v_elements);
+    return l;
+  }
+  bool serial() const {
+    return double(plan_.batch * plan_.axis[1].out * plan_.axis[2].out) * double(plan_.out_channels) *
+               double(plan_.in_channels) * double(plan_.groups * R * R) <
+           double(kSerialOps);
+  }
+  // Elements between products in the U of the chunk that begins at channel c. One channel more than there are: at
+  // powers of two all products would fall on one set of the cache (256 x 256 at 14x14: 5 times slower).
+  int64_t u_pitch(int64_t block, int64_t c) const {
+    return (min_of(plan_.chunk, plan_.in_channels - c) + 1) * plan_.vectors(block) * L;
+  }
+
+  // Units of one group of channels (`groups` of the convolution), a group of units at a time.
+  ck_status run_shared(const ck_exec* exec) {
+    const int64_t inner = plan_.axis[0].out * plan_.strips_h * plan_.strips_w, units = plan_.strips_n * inner;
+    for (int64_t group = 0; group < plan_.groups; group++)
+      for (int64_t first = 0; first < units; first += plan_.together) {
+        const int64_t some = min_of(plan_.together, units - first);
+        const auto place = [&](int64_t i) {
+          const int64_t unit = first + i;
+          return this->place_of((unit / inner * plan_.groups + group) * inner + unit % inner);
+        };
+        const int64_t inputs = some * plan_.channel_blocks;
+        const int64_t in_chunks = serial() ? 1 : min_of<int64_t>(inputs, 1 << 20);
+        ck_status status = parallel(exec, in_chunks, [&](int chunk, int lane) {
+          const Range range = piece(inputs, in_chunks, chunk);
+          for (int64_t i = range.begin; i < range.end; i++) {
+            const int64_t unit = i / plan_.channel_blocks;
+            transform_input(place(unit), i % plan_.channel_blocks, v_ + unit * plan_.v_elements, lane_at(lane).pixels);
+          }
+        });
+        if (status != CK_OK) return status;
+        const int64_t chunks = serial() ? 1 : plan_.k_blocks;
+        status = parallel(exec, chunks, [&](int chunk, int lane) {
+          const Lane l = lane_at(lane);
+          const Range range = piece(plan_.k_blocks, chunks, chunk);
+          for (int64_t block = range.begin; block < range.end; block++) {
+            for (int64_t c = 0; c < plan_.in_channels; c += plan_.chunk) {
+              make_weights(group, block, c, l.u);
+              for (int64_t i = 0; i < some; i++)
+                multiply(v_ + i * plan_.v_elements, place(i), block, c, l.u, l.m + i * plan_.m_elements);
+            }
+            for (int64_t i = 0; i < some; i++) {
+              Lane own = l;
+              own.m += i * plan_.m_elements;
+              finish(place(i), block, own);
+            }
+          }
+        });
+        if (status != CK_OK) return status;
+      }
+    return CK_OK;
+  }
+
+  static int64_t tiles_of(const Place& p) { return p.images * ceil_div(p.rows, M) * ceil_div(p.cols, M); }
+
+  // One vector of input channels of a unit into its V.
+  void transform_input(const Place& p, int64_t channel_block, T* v, T* pixels) const {
+    const int64_t c = channel_block * L, channels = min_of<int64_t>(L, plan_.in_channels - c);
+    const int64_t tile_rows = ceil_div(p.rows, M), tile_cols = ceil_div(p.cols, M);
+    const int64_t rows = tile_rows * M + R - 1, cols = tile_cols * M + R - 1;
+    Window height, width;
+    height.init(plan_.axis[1].taps(0), 1), width.init(plan_.axis[2].taps(0), 1);
+    const int64_t size[CK_AXES] = {plan_.axis[0].in, plan_.axis[1].in, plan_.axis[2].in};
+    PixelSource<T> from;
+    from.data = op_.in + (p.group * plan_.in_channels + c) * op_.in_stride[1];
+    from.stride = op_.in_stride, from.size = size, from.channels = channels;
+    from.first_column = p.first_col + width.low, from.column_step = 1, from.columns = cols;
+    if (channels < L) memset(pixels, 0, size_t(rows * cols * L) * sizeof(T));
+    T* to = v + channel_block * plan_.tiles * L;
+    for (int64_t n = 0; n < p.images; n++) {
+      const T* image = from.data + (p.first_image + n) * op_.in_stride[0] + p.depth * op_.in_stride[2];
+      for (int64_t y = 0; y < rows; y++) {
+        const int64_t row = p.first_row + height.low + y;
+        const bool inside = row >= 0 && row < size[1] && size[2] > 0;
+        pack_pixels(pixels + y * cols * L, L, inside ? image + row * op_.in_stride[3] : nullptr, from);
+      }
+      for (int64_t ty = 0; ty < tile_rows; ty++)
+        for (int64_t tx = 0; tx < tile_cols; tx++, to += L) tile_input(pixels + (ty * cols + tx) * M * L, cols * L, to);
+    }
+  }
+  void tile_input(const T* pixels, int64_t row, T* v) const {
+    Vec<T> half[N][N];
+#pragma GCC unroll 6
+    for (int i = 0; i < N; i++) {
+      Vec<T> d[N];
+#pragma GCC unroll 6
+      for (int j = 0; j < N; j++) d[j] = load(pixels + i * row + j * L);
+      F::input(d, half[i]);
+    }
+#pragma GCC unroll 6
+    for (int j = 0; j < N; j++) {
+      Vec<T> d[N], out[N];
+#pragma GCC unroll 6
+      for (int i = 0; i < N; i++) d[i] = half[i][j];
+      F::input(d, out);
+#pragma GCC unroll 6
+      for (int i = 0; i < N; i++) store(v + (i * N + j) * plan_.v_pitch, out[i]);
+    }
+  }
+
+  // U of one block of output channels and the chunk of input channels from c on: [product][channel][wide].
+  void make_weights(int64_t group, int64_t block, int64_t c, T* u) const {
+    const int64_t channels = min_of(plan_.chunk, plan_.in_channels - c), wide = plan_.vectors(block) * L;
+    if (packed_) {
+      const T* packed = PackedWeights<T>(plan_, packed_).block(group, block);
+      for (int64_t i = 0; i < channels; i++)
+        filters(packed, plan_.in_channels, c + i, u + i * wide, u_pitch(block, c), wide);
+      return;
+    }
+    constexpr int64_t some = 16;  // channels: 18 KB of 3x3 weights
+    T raw[some * R * R * Plan::block];
+    ConvPlan<T> part = plan_;
+    WeightSource<T> source = op_.weight;
+    source.data += group * op_.weight_group + c * source.c;
+    for (int64_t i = 0; i < channels; i += some, source.data += some * source.c) {
+      part.in_channels = min_of(some, channels - i);
+      pack_blocks(part, {block, block + 1}, source, raw);
+      for (int64_t j = 0; j < part.in_channels; j++)
+        filters(raw, part.in_channels, j, u + (i + j) * wide, u_pitch(block, c), wide);
+    }
+  }
+  // The filters of input channel c from weights packed for `of` channels as the direct convolution wants them.
+  void filters(const T* packed, int64_t of, int64_t c, T* u, int64_t product, int64_t wide) const {
+    const int64_t together = chunk_channels(of, R * R), begin = c / together * together;
+    const int64_t size = min_of(together, of - begin);
+    const T* g = packed + (begin * R * R + (c - begin)) * wide;
+    for (int64_t v = 0; v < wide; v += L) filter(g + v, size * wide, u + v, product);
+  }
+  // One vector of filters: taps `tap` elements apart, products `product` apart.
+  void filter(const T* g, int64_t tap, T* u, int64_t product) const {
+    const bool flip = plan_.axis[1].backward;
+    Vec<T> half[R][N];
+#pragma GCC unroll 5
+    for (int i = 0; i < R; i++) {
+      Vec<T> row[R];
+#pragma GCC unroll 5
+      for (int j = 0; j < R; j++) {
+        const int at = i * R + j;
+        row[j] = load(g + (flip ? R * R - 1 - at : at) * tap);
+      }
+      F::weight(row, half[i]);
+    }
+#pragma GCC unroll 6
+    for (int j = 0; j < N; j++) {
+      Vec<T> column[R], out[N];
+#pragma GCC unroll 5
+      for (int i = 0; i < R; i++) column[i] = half[i][j];
+      F::weight(column, out);
+#pragma GCC unroll 6
+      for (int i = 0; i < N; i++) store(u + (i * N + j) * product, out[i]);
+    }
+  }
+
+  // M += V * U for one unit and chunk of channels.
+  void multiply(const T* v, const Place& p, int64_t block, int64_t c, const T* u, T* m) const {
+    typedef typename CountLanes<kTilePixels>::type All;
+    const int vectors = plan_.vectors(block);
+    const int64_t tiles = tiles_of(p), pieces = ceil_div(tiles, kTilePixels);
+    WinogradTileArgs<T> t;
+    t.block_step = plan_.tiles * L;
+    t.channels = min_of(plan_.chunk, plan_.in_channels - c);
+    t.add = c > 0;
+    for (int64_t product = 0; product < Plan::products; product++)
+      for (int64_t i = 0; i < pieces; i++) {
+        const Range r = piece(tiles, pieces, i);
+        t.v = v + product * plan_.v_pitch + (c / L * plan_.tiles + r.begin) * L;
+        t.u = u + product * u_pitch(block, c);
+        t.sums = m + product * plan_.m_pitch + r.begin * vectors * L;
+        const int count = int(r.end - r.begin);
+        (vectors == 1 ? pick_winograd_tile<T, 1>(count, All{}) : pick_winograd_tile<T, 2>(count, All{}))(t);
+      }
+  }
+
+  // M of a unit and block of channels -> outputs.
+  void finish(const Place& p, int64_t block, const Lane& l) const {
+    if (plan_.in_channels == 0) {
+      memset(l.sums, 0, size_t(p.images * p.rows * p.cols * plan_.block) * sizeof(T));
+      this->write_block(p, block, l.sums);
+      return;
+    }
+    const int64_t wide = plan_.vectors(block) * L;
+    const T* m = l.m;
+    for (int64_t n = 0; n < p.images; n++) {
+      Vec<T> watch{};
+      for (int64_t y = 0; y < p.rows; y += M)
+        for (int64_t x = 0; x < p.cols; x += M, m += wide) {
+          T* to = l.sums + ((n * p.rows + y) * p.cols + x) * plan_.block;
+          const int rows = int(min_of<int64_t>(M, p.rows - y)), cols = int(min_of<int64_t>(M, p.cols - x));
+          for (int64_t v = 0; v < wide; v += L) watch += tile_output(m + v, to + v, p.cols * plan_.block, rows, cols);
+        }
+      bool finite = true;
+      for (int i = 0; i < L; i++) finite &= watch[i] == T(0);
+      if (!finite) __atomic_store_n(bad_ + p.first_image + n, 1, __ATOMIC_RELAXED);
+    }
+    this->write_block(p, block, l.sums);
+  }
+  // Returns a vector that is not zero where an output is not finite.
+  Vec<T> tile_output(const T* m, T* to, int64_t row, int rows, int cols) const {
+    Vec<T> half[N][M], watch{};
+#pragma GCC unroll 6
+    for (int i = 0; i < N; i++) {
+      Vec<T> d[N];
+#pragma GCC unroll 6
+      for (int j = 0; j < N; j++) d[j] = load(m + (i * N + j) * plan_.m_pitch);
+      F::output(d, half[i]);
+    }
+    const bool whole = rows == M && cols == M;
+#pragma GCC unroll 4
+    for (int j = 0; j < M; j++) {
+      Vec<T> d[N], y[M];
+#pragma GCC unroll 6
+      for (int i = 0; i < N; i++) d[i] = half[i][j];
+      F::output(d, y);
+#pragma GCC unroll 4
+      for (int i = 0; i < M; i++) {
+        watch += y[i] * T(0);
+        if (whole || (i < rows && j < cols)) store(to + i * row + j * plan_.block, y[i]);
+      }
+    }
+    return watch;
+  }
+
+  const Plan& plan_;
+  void* const packed_;
+  char* const bad_;
+  T* const v_;
+  char* const lanes_;
+};
+
+template <class T, class F, bool BACKWARD>
+struct ConvWinograd {
+  typedef WinogradPlan<T, F> Plan;
+  typedef WinogradWalk<T, F> Walk;
+
+  static Plan plan_for(const void* params, int threads) {
+    Plan plan;
+    plan.init(*static_cast<const ck_conv*>(params), BACKWARD, threads);
+    return plan;
+  }
+  static bool fits(const ck_conv& p) {
+    for (int a = 0; a < CK_AXES; a++) {
+      const int64_t kernel = a == 0 ? 1 : F::taps;
+      if (p.kernel[a] != kernel || p.stride[a] != 1 || (p.dilation[a] != 1 && p.kernel[a] > 1)) return false;
+    }
+    return p.pad[0] == 0 && p.in[0] == p.out[0];
+  }
+  static const char* why_not(const void* params) {
+    if (!fits(*static_cast<const ck_conv*>(params)))
+      return F::taps == 5 ? "needs a 5x5 kernel with stride 1 and dilation 1"
+                          : "needs a 3x3 kernel with stride 1 and dilation 1";
+    return Direct::why_not(params);
+  }
+  // What is packed: U, or, where that is made late, what the direct convolution packs.
+  static size_t packed_size(const void* params) {
+    const Plan plan = plan_for(params, 1);
+    return plan.shared ? PackedWeights<T>::bytes(plan) : size_t(plan.u_bytes());
+  }
+  static ck_status pack(const void* params, const ck_tensor* weight, void* packed, ck_exec* exec) {
+    if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
+    const Plan plan = plan_for(params, 1);
+    if (plan.shared) return ConvDirect<T, BACKWARD>::pack(params, weight, packed, exec);
+    ConvOperands<T> operands{};
+    operands.weight = weight_source<T>(*weight, BACKWARD);
+    operands.weight_group = weight_group(*static_cast<const ck_conv*>(params), *weight);
+    return Walk::transform_all(plan, operands, static_cast<T*>(packed), exec);
+  }
+  // Bytes of the workspace before the walk's.
+  static size_t packed_part(const Plan& plan) { return plan.shared ? 0 : size_t(round_up(plan.u_bytes(), 64)); }
+  static size_t workspace(const void* params, int threads) {
+    const Plan plan = plan_for(params, threads);
+    const ck_conv image = one_image(params);
+    return packed_part(plan) +
+           max_of(Walk::workspace(plan, threads), Walk::flag_bytes(plan) + Direct::workspace(&image, threads));
+  }
+  static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
+    if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
+    const Plan plan = plan_for(params, exec->threads);
+    if (plan.units == 0 || plan.k_blocks == 0) return CK_OK;
+    if (exec->workspace_size < workspace(params, exec->threads)) return CK_SMALL_WORKSPACE;
+    const ConvOperands<T> operands = conv_operands<T>(*static_cast<const ck_conv*>(params), t, BACKWARD);
+    char* at = static_cast<char*>(exec->workspace);
+    void* packed = const_cast<void*>(exec->packed);
+    if (!packed && !plan.shared) {
+      packed = at;
+      const ck_status status = Walk::transform_all(plan, operands, static_cast<T*>(packed), exec);
+      if (status != CK_OK) return status;
+    }
+    at += packed_part(plan);
+    Walk walk(plan, operands, packed, at);
+    const ck_status status = walk.run(exec);
+    return status != CK_OK ? status : repair(params, t, at, at + Walk::flag_bytes(plan), exec);
+  }
+
+ private:
+  typedef ConvDirect<T, BACKWARD> Direct;
+
+  static ck_conv one_image(const void* params) {
+    ck_conv p = *static_cast<const ck_conv*>(params);
+    p.batch = min_of<int64_t>(p.batch, 1);
+    return p;
+  }
+  // Images with an output that is not finite, again by the direct convolution.
+  static ck_status repair(const void* params, const ck_tensor* t, const char* bad, char* workspace,
+                          const ck_exec* exec) {
+    const ck_conv image = one_image(params);
+    ck_exec own = *exec;
+    own.packed = nullptr;
+    own.workspace_size -= size_t(workspace - static_cast<char*>(exec->workspace));
+    own.workspace = workspace;
+    for (int64_t n = 0; n < static_cast<const ck_conv*>(params)->batch; n++) {
+      if (!bad[n]) continue;
+      ck_tensor tensors[5];
+      for (int i = 0; i < 5; i++) {
+        tensors[i] = t[i];
+        const bool map = i == 0 || i > 2;  // input, residual, output
+        if (map && t[i].data) tensors[i].data = static_cast<T*>(t[i].data) + n * t[i].stride[0];
+      }
+      const ck_status status = Direct::run(&image, tensors, &own);
+      if (status != CK_OK) return status;
+    }
+    return CK_OK;
+  }
+};
+
+template <class T>
+struct conv_winograd : ConvWinograd<T, WinogradF43<T>, false> {};
+template <class T>
+struct conv_grad_input_winograd : ConvWinograd<T, WinogradF43<T>, true> {};
