@@ -76,7 +76,7 @@ def remember(program: Program, arrays: tuple, *key: typing.Any) -> None:
     """
 def rows() -> list:
     """
-    (index, op, algorithm, isa, dtype, family, operands, why this CPU lacks it, packs)
+    (index, op, algorithm, isa, dtype, family, operands, why this CPU lacks it, packs, precision)
     """
 def set_settings(id: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex, process_threads: typing.SupportsInt | typing.SupportsIndex) -> None:
     """

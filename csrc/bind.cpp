@@ -38,7 +38,7 @@ py::list list_rows() {
   size_t index = 0;
   for (const NamedRow& r : all_rows()) {
     list.append(py::make_tuple(index++, r.row->op, r.row->algorithm, r.row->isa, r.row->dtype, r.row->family,
-                               r.row->operands, r.missing, r.row->pack != nullptr));
+                               r.row->operands, r.missing, r.row->pack != nullptr, r.row->precision));
   }
   return list;
 }
@@ -271,7 +271,8 @@ PYBIND11_MODULE(_cnnkern_core, m, py::mod_gil_not_used()) {
             self.remember(std::move(program), arrays, PySequence_Fast_ITEMS(key.ptr()), Py_ssize_t(key.size()));
           },
           py::arg("program"), py::arg("arrays"), "Arrays that are not in the key are constants.");
-  m.def("rows", &list_rows, "(index, op, algorithm, isa, dtype, family, operands, why this CPU lacks it, packs)");
+  m.def("rows", &list_rows,
+        "(index, op, algorithm, isa, dtype, family, operands, why this CPU lacks it, packs, precision)");
   m.def("why_not", &why_not, py::arg("row"), py::arg("params"));
   m.def("struct_sizes", &struct_sizes, "Bytes of each family's params struct.");
   m.def(

@@ -48,8 +48,9 @@ typedef struct {
 
 typedef struct {
   const char *op, *algorithm, *isa, *dtype;
-  const char* family; /* "conv", "pool", "resize", "channel", "pointwise" or "class": which params struct */
-  int32_t operands;   /* tensors expected: inputs, then outputs */
+  const char* family;    /* "conv", "pool", "resize", "channel", "pointwise" or "class": which params struct */
+  int32_t operands;      /* tensors expected: inputs, then outputs */
+  const char* precision; /* the tightest level it keeps, "strict", "f32", "fast" or "bf16"; it serves looser ones too */
   size_t (*workspace)(const void* params, int threads);
   ck_status (*run)(const void* params, const ck_tensor* tensors, ck_exec* exec);
   /* NULL, or the sentence why this row cannot serve; may itself be NULL. {name} in it stands for a size of the request:

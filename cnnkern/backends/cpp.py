@@ -235,11 +235,13 @@ def last_rows() -> tuple[str, ...]:
 
 
 _ROWS: dict[tuple[str, str, str], dict[str, int]] = {}  # (op, algorithm, isa) -> dtype -> native row
+_LEVELS: dict[tuple[str, str, str], tuple[str, ...]] = {}  # of the same rows: the precisions served
 _ISAS: dict[str, str | None] = {}  # isa -> why this CPU lacks it
-for _index, _op, _algorithm, _isa, _dtype, _, _operands, _missing, _ in core.rows():
+for _index, _op, _algorithm, _isa, _dtype, _, _operands, _missing, _, _precision in core.rows():
     if _operands != len(OPS[_op].inputs) + len(OPS[_op].outputs):
         raise ImportError(f"_cnnkern_core was built from another version: operands of {_op} differ. Build again.")
     _ROWS.setdefault((_op, _algorithm, _isa), {})[_dtype] = _index
+    _LEVELS[_op, _algorithm, _isa] = PRECISIONS[PRECISIONS.index(_precision) :]
     _ISAS[_isa] = _missing
 
 
@@ -259,7 +261,7 @@ def kernels() -> list[Kernel]:
             dtypes=tuple(rows),
             layouts=("NCHW", "NHWC"),
             ranks=OPS[op].ranks,
-            precisions=PRECISIONS,
+            precisions=_LEVELS[op, algorithm, isa],
             run=_run,
             prepare=functools.partial(_prepare, rows),
             why_not=functools.partial(_why_not, rows),

@@ -71,24 +71,27 @@ struct DTypeName<double> {
   static constexpr const char* value = "f64";
 };
 
-#define CK_ROW(op, algorithm, family, operands, T, packed_size, pack) \
-  {#op,                                                               \
-   #algorithm,                                                        \
-   CK_STRING(CK_ISA),                                                 \
-   DTypeName<T>::value,                                               \
-   #family,                                                           \
-   operands,                                                          \
-   op##_##algorithm<T>::workspace,                                    \
-   op##_##algorithm<T>::run,                                          \
-   op##_##algorithm<T>::why_not,                                      \
-   packed_size,                                                       \
+#define CK_ROW(op, algorithm, family, operands, precision, T, packed_size, pack) \
+  {#op,                                                                          \
+   #algorithm,                                                                   \
+   CK_STRING(CK_ISA),                                                            \
+   DTypeName<T>::value,                                                          \
+   #family,                                                                      \
+   operands,                                                                     \
+   #precision,                                                                   \
+   op##_##algorithm<T>::workspace,                                               \
+   op##_##algorithm<T>::run,                                                     \
+   op##_##algorithm<T>::why_not,                                                 \
+   packed_size,                                                                  \
    pack},
-#define CK_KERNEL(op, algorithm, family, operands)                 \
-  CK_ROW(op, algorithm, family, operands, float, nullptr, nullptr) \
-  CK_ROW(op, algorithm, family, operands, double, nullptr, nullptr)
-#define CK_KERNEL_PACKED(op, algorithm, family, operands)                                                             \
-  CK_ROW(op, algorithm, family, operands, float, op##_##algorithm<float>::packed_size, op##_##algorithm<float>::pack) \
-  CK_ROW(op, algorithm, family, operands, double, op##_##algorithm<double>::packed_size, op##_##algorithm<double>::pack)
+#define CK_PACKED_ROW(op, algorithm, family, operands, precision, T) \
+  CK_ROW(op, algorithm, family, operands, precision, T, op##_##algorithm<T>::packed_size, op##_##algorithm<T>::pack)
+#define CK_KERNEL(op, algorithm, family, operands)                         \
+  CK_ROW(op, algorithm, family, operands, strict, float, nullptr, nullptr) \
+  CK_ROW(op, algorithm, family, operands, strict, double, nullptr, nullptr)
+#define CK_KERNEL_PACKED(op, algorithm, family, operands)       \
+  CK_PACKED_ROW(op, algorithm, family, operands, strict, float) \
+  CK_PACKED_ROW(op, algorithm, family, operands, strict, double)
 
 const ck_row kRows[] = {
 #include "../kernels.inc"
