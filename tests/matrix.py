@@ -46,20 +46,23 @@ def _layouts(row: Kernel) -> tuple[str, ...]:
     return row.layouts if any(operand.map for operand in (*spec.inputs, *spec.outputs)) else row.layouts[:1]
 
 
-def _chosen(ops: tuple[str, ...], native: bool) -> Iterator[Kernel]:
+def _chosen(ops: tuple[str, ...], native: bool, strict: bool = False) -> Iterator[Kernel]:
     rows = [row for row in (NATIVE if native else ROWS) if not ops or row.op in ops]
     assert not ops or {row.op for row in rows} == set(ops) or (native and not NATIVE), "an op without a row"
-    yield from rows
+    yield from (row for row in rows if not strict or "strict" in row.precisions)
 
 
-def each_case(*ops: str, native: bool = False, dtypes: tuple[str, ...] = tuple(DTYPES)) -> pytest.MarkDecorator:
+def each_case(
+    *ops: str, native: bool = False, dtypes: tuple[str, ...] = tuple(DTYPES), strict: bool = False
+) -> pytest.MarkDecorator:
     """Parametrize by ``case``: every row of these table ops (none: of all), in each of its dtypes and layouts.
 
     native: without the reference, which knows neither threads nor instruction sets. dtypes: only these.
+    strict: only rows that serve this precision.
     """
     cases = [
         Case(row, dtype, layout)
-        for row in _chosen(ops, native)
+        for row in _chosen(ops, native, strict)
         for dtype in row.dtypes
         if dtype in dtypes
         for layout in _layouts(row)

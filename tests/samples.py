@@ -33,6 +33,15 @@ _CONV = (
     *(f"mb1ic{n}ih3iw5oc4kh3ph1" for n in CHANNELS),
     *(f"mb1ic4ih3iw5oc{n}kh3ph1" for n in CHANNELS),
     *(f"mb1ic{n}ih3iw3oc{n}kh1" for n in (16, 33, 65)),
+    # 3x3 and 5x5 of stride 1 with enough products for Winograd: rows of 1 to 9 and more tiles, both channels, tails
+    *(f"mb1ic9ih{n}iw{m}oc10kh3ph1" for n, m in ((10, 11), (12, 13), (13, 15), (11, 33), (14, 57))),
+    *(f"mb2ic{n}ih9iw8oc{n + 1}kh3ph1" for n in (8, 15, 16, 31, 47, 64)),
+    "mb3ic10ih10iw9oc33kh3ph0pw2",
+    "mb1ic130ih9iw12oc11kh3ph2qh0",
+    "g2mb2ic18ih8iw9oc34kh3ph1",
+    "mb5ic8ih5iw6oc9kh3ph3",
+    "mb2ic9ih16iw17oc18kh5ph2",
+    "g3mb2ic27ih18iw15oc30kh5ph1",
     # strides 1 to 4, less than, equal to and more than the kernel
     *(f"mb1ic3ih13iw11oc4kh{k}sh{s}ph{p}" for s in (2, 3, 4) for k, p in ((1, 0), (2, 1), (3, 1), (5, 2))),
     "mb2ic3ih9iw12oc4kh3kw2sh2sw3ph1pw0",

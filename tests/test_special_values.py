@@ -1,6 +1,8 @@
 """NaN, infinities, numbers near overflow, subnormals: where they come from and where they must go.
 
-Values around the special ones are small whole numbers, so what is finite must be exact. "Each element in turn" is one
+Values around the special ones are small whole numbers, so what is finite must be exact, on rows that only sum products.
+Rows of every precision must be non-finite exactly where the formula is: those that would spread NaN over a tile compute
+such an image again by another algorithm. "Each element in turn" is one
 call: a batch with as many images as an image has elements.
 """
 
@@ -16,7 +18,7 @@ import cnnkern as ck
 from bounds import EXACT_ON_INTEGERS, REFERENCE, SMALLEST, reference
 from cnnkern.spec import OPS, Request
 from matrix import Case, each_case, needs_native
-from oracle import ORDERS, differs, run_row, says, serves
+from oracle import ORDERS, allowed_of, differs, run_row, says, serves
 from samples import INTEGERS, generator, parse, sample_inputs, sample_requests, with_columns
 
 pytestmark = needs_native
@@ -32,14 +34,16 @@ _EACH_ELEMENT = (
     "g2mb1ic6ih5iw6oc4kh3dh1ph2@bias=1",
     "mb1ic33ih2iw3oc4kh1@act=relu",
     "g3mb1ic3ih5iw20oc3kh3ph1",
+    "mb1ic9ih6iw7oc10kh3ph1@bias=1",
 )
 
 
 def compare(case: Case, request: Request, inputs: tuple, order: str = "dense") -> None:
     expected = reference(request, inputs)
     got = run_row(case.row, request, inputs, order)
-    for a, b in zip(got, expected, strict=True):
-        difference = differs(a, None if b is None else b.astype(a.dtype))
+    allowed = allowed_of(case.row, request, inputs, (0.0,) * len(expected))
+    for a, b, bound in zip(got, expected, allowed, strict=True):
+        difference = differs(a, None if b is None else b.astype(a.dtype), bound)
         assert difference is None, says(case.row, request, difference or "")
 
 
@@ -57,7 +61,7 @@ def each_element(request: Request, operand: int, value: float) -> tuple[Request,
 
 def served(case: Case, texts: tuple[str, ...]) -> Iterator[Request]:
     for text in texts:
-        request = with_columns(parse(case.row.op, text), case.dtype, case.layout, "strict")
+        request = with_columns(parse(case.row.op, text), case.dtype, case.layout, case.row.precisions[0])
         if serves(case.row, request):
             yield request
 
@@ -81,7 +85,7 @@ def test_special_values_in_every_operand(case: Case) -> None:
     ran = 0
     samples = (*(parse(case.row.op, text) for text in _MANY_OUTPUTS), *sample_requests(case.row.op)[::4])
     for number, sample in enumerate(samples):
-        request = with_columns(sample, case.dtype, case.layout, "strict")
+        request = with_columns(sample, case.dtype, case.layout, case.row.precisions[0])
         if not serves(case.row, request):
             continue
         plain = sample_inputs(replace(request, precision="f32"), INTEGERS)
@@ -98,11 +102,12 @@ def test_special_values_in_every_operand(case: Case) -> None:
 
 
 # The last two have so many outputs that weights are packed once for all of them.
-_MANY_OUTPUTS = ("mb3ic2ih30iw31oc19kh3ph1", "g4mb2ic4ih30iw31oc4kh3ph1")
+_MANY_OUTPUTS = ("mb3ic2ih30iw31oc19kh3ph1", "g4mb2ic4ih30iw31oc4kh3ph1", "mb3ic9ih12iw13oc18kh3ph1")
 _PADDED = (
     "mb2ic2ih6iw5oc20kh5sh2ph2",
     "g4mb1ic4ih4iw9oc4kh3ph3",
     "mb1ic3ih13iw33oc4kh3sh4ph3",
+    "mb1ic8ih6iw5oc9kh3ph4",
     *_MANY_OUTPUTS,
 )
 
@@ -124,7 +129,8 @@ def test_padding_contributes_nothing_under_a_weight_that_is_not_finite(case: Cas
         assert (got[~reached] == 0).all(), "an output that no real element reaches"
         alone |= not reached.all()
     assert ran, f"{case} served none of the samples"
-    assert alone, "some samples were to have outputs that no real element reaches"
+    everywhere = case.row.op == "conv_grad_input" and "strict" not in case.row.precisions  # stride 1 reaches all
+    assert alone or everywhere, "some samples were to have outputs that no real element reaches"
 
 
 @each_case(*CONV_OPS, native=True)
@@ -158,7 +164,7 @@ def test_values_near_overflow_stay_finite(case: Case) -> None:
     """One element of 3.4e38 (1.7e308) in each image, weights -1, 0 and 1: no output holds it twice."""
     largest = np.finfo(np.float32 if case.dtype == "f32" else np.float64).max
     ran = 0
-    for request in served(case, _EACH_ELEMENT[:3]):
+    for request in served(case, (*_EACH_ELEMENT[:3], _EACH_ELEMENT[-1])):
         batch, (x, weight, *rest) = each_element(request, 0, largest)
         if serves(case.row, batch):
             compare(case, batch, (x, np.sign(weight), *rest))
@@ -170,7 +176,14 @@ def test_values_near_overflow_stay_finite(case: Case) -> None:
 def test_the_fused_relu_keeps_nan_in_every_channel(case: Case) -> None:
     """A NaN bias of one output channel after the other, beside sums of either sign."""
     ran = 0
-    for request in served(case, ("mb1ic3ih2iw19oc37kh1@bias=1@act=relu", "g37mb1ic37ih3iw19oc37kh3@bias=1@act=relu")):
+    for request in served(
+        case,
+        (
+            "mb1ic3ih2iw19oc37kh1@bias=1@act=relu",
+            "g37mb1ic37ih3iw19oc37kh3@bias=1@act=relu",
+            "mb1ic37ih3iw19oc37kh3@bias=1@act=relu",
+        ),
+    ):
         inputs = [None if a is None else a.copy() for a in sample_inputs(sample_as(request), INTEGERS)]
         bias = inputs[2]
         assert bias is not None
@@ -218,7 +231,7 @@ def test_max_pooling_of_a_special_value_at_each_element(case: Case, value: float
 _SCALED = ("x", "grad_output", "bias", "residual")
 
 
-@each_case(*EXACT_ON_INTEGERS, native=True)
+@each_case(*EXACT_ON_INTEGERS, native=True, strict=True)
 def test_subnormal_numbers_are_kept(case: Case) -> None:
     """Whole numbers times the smallest subnormal give the same whole numbers times it: nothing is flushed to zero."""
     smallest = SMALLEST[case.dtype]

@@ -6,7 +6,7 @@
 // block of output channels, summed over the strip's pixels. Strips are added to a packed gradient in their order.
 //
 // Bound: multiply-adds, as forward. Deterministic: strips and the number of private gradient copies follow from the
-// shape and the ISA alone (copies together stay below kCopyElements, so large gradients have one); copies are added in
+// shape and the ISA alone (as many copies as kCopyElements hold, so large gradients have one); copies are added in
 // index order. Threads share out copies and, where those are few, blocks of output channels.
 //
 // Stored zeros of the padding times a non-finite gy would be NaN: such a call is computed tap by tap (safe_rows).
@@ -156,10 +156,9 @@ class GradWeightWalk {
       : plan_(plan),
         gy_(static_cast<const T*>(t[0].data)),
         x_(static_cast<const T*>(t[1].data)),
-        out_(static_cast<T*>(t[2].data)),
+        out_(*plan.conv, t[2]),
         gy_stride_(t[0].stride),
         x_stride_(t[1].stride),
-        out_stride_(t[2].stride),
         sums_(reinterpret_cast<T*>(workspace)),
         lanes_(workspace + copies_bytes(plan)) {}
 
@@ -198,7 +197,8 @@ class GradWeightWalk {
       for (int64_t i = range.begin; i < range.end; i++) {
         const int64_t group = i / plan.k_blocks, block = i % plan.k_blocks;
         for (int64_t c0 = 0; c0 < plan.in_channels; c0 += plan.chunk)
-          unpack(group, block, c0, min_of(plan.chunk, plan.in_channels - c0), chunk_sums(0, group, block, c0));
+          out_.unpack(group, block, c0, min_of(plan.chunk, plan.in_channels - c0), chunk_sums(0, group, block, c0),
+                      plan.copies, plan.copy_elements);
       }
     });
   }
@@ -207,7 +207,7 @@ class GradWeightWalk {
   void zero() {
     for (int64_t k = 0; k < plan_.conv->out_channels; k++)
       for (int64_t c = 0; c < plan_.in_channels; c++)
-        for (int64_t tap = 0; tap < plan_.taps; tap++) *place(k, c, tap) = T(0);
+        for (int64_t tap = 0; tap < plan_.taps; tap++) *out_.place(k, c, tap) = T(0);
   }
 
  private:
@@ -219,12 +219,6 @@ class GradWeightWalk {
   // Sums of a chunk of channels: [tap][channel][lanes or 2 * lanes output channels].
   T* chunk_sums(int64_t copy, int64_t group, int64_t block, int64_t c0) const {
     return block_sums(copy, group, block) + c0 * plan_.taps * vectors(block) * plan_.lanes;
-  }
-  T* place(int64_t k, int64_t c, int64_t tap) const {
-    const ck_conv& p = *plan_.conv;
-    const int64_t jw = tap % p.kernel[2], jh = tap / p.kernel[2] % p.kernel[1], jd = tap / p.kernel[2] / p.kernel[1];
-    return out_ + k * out_stride_[0] + c * out_stride_[1] + jd * out_stride_[2] + jh * out_stride_[3] +
-           jw * out_stride_[4];
   }
   bool padded() const {
     const ck_conv& p = *plan_.conv;
@@ -252,7 +246,7 @@ class GradWeightWalk {
           const int64_t wide = vectors(block) * plan.lanes;
           T* sums = plan.unpacks_early() ? gy + plan.gy_elements : chunk_sums(copy, group, block, c0);
           sum_block(p, channels, x, g, vectors(block), sums, strip > strips.begin);
-          if (plan.unpacks_early()) unpack(group, block, c0, channels, sums);
+          if (plan.unpacks_early()) out_.unpack(group, block, c0, channels, sums, 1, 0);
           g += p.images * p.rows * p.cols * wide;
         }
       }
@@ -364,46 +358,6 @@ class GradWeightWalk {
           }
   }
 
-  // Add the copies of a chunk of one block in their order and write them where they belong.
-  void unpack(int64_t group, int64_t block, int64_t c0, int64_t channels, const T* sums) const {
-    constexpr int L = kLanes<T>;
-    const GradWeightPlan<T>& plan = plan_;
-    const int64_t wide = vectors(block) * plan.lanes, taps = plan.taps, elements = channels * taps;
-    const ck_conv& p = *plan.conv;
-    const bool contiguous = out_stride_[4] == 1 && out_stride_[3] == p.kernel[2] &&
-                            (p.kernel[0] == 1 || out_stride_[2] == p.kernel[2] * p.kernel[1]) && out_stride_[1] == taps;
-    for (int64_t v = 0; v < wide; v += L) {
-      const int64_t k0 = block * plan.block + v;
-      const int count = int(max_of<int64_t>(0, min_of<int64_t>(L, plan.out_channels - k0)));
-      int64_t c = 0, tap = 0;
-      for (int64_t e = 0; e < elements; e += L) {
-        const int length = int(min_of<int64_t>(L, elements - e));
-        const int64_t c_first = c, tap_first = tap;
-        Vec<T> column[L];
-        for (int j = 0; j < L; j++) {
-          column[j] = Vec<T>{};
-          if (j >= length) continue;
-          const T* from = sums + (tap * channels + c) * wide + v;
-          column[j] = load(from);
-          for (int64_t copy = 1; copy < plan.copies; copy++) column[j] += load(from + copy * plan.copy_elements);
-          if (++tap == taps) tap = 0, c++;
-        }
-        transpose<T>(column);
-        for (int k = 0; k < count; k++) {
-          const int64_t channel = group * plan.out_channels + k0 + k;
-          if (contiguous) {
-            store_n(place(channel, c0, 0) + e, column[k], length);
-            continue;
-          }
-          for (int j = 0; j < length; j++) {
-            const int64_t at = tap_first + j;
-            *place(channel, c0 + c_first + at / taps, at % taps) = column[k][j];
-          }
-        }
-      }
-    }
-  }
-
   // One output channel, tap by tap, padding left out.
   void safe_rows(int64_t k) const {
     const ck_conv& p = *plan_.conv;
@@ -428,14 +382,14 @@ class GradWeightWalk {
                 }
                 if (inside) sum += gy_[from] * x_[at];
               }
-        *place(k, c, tap) = sum;
+        *out_.place(k, c, tap) = sum;
       }
   }
 
   const GradWeightPlan<T>& plan_;
   const T *const gy_, *const x_;
-  T* const out_;
-  const int64_t *const gy_stride_, *const x_stride_, *const out_stride_;
+  const GradientOut<T> out_;
+  const int64_t *const gy_stride_, *const x_stride_;
   T* const sums_;
   char* const lanes_;
   int cancelled_ = 0;

@@ -18,6 +18,7 @@
 // Special values: an infinity, a NaN or an overflow in a tile reaches all its outputs as NaN. Every output is watched
 // (watch += y * 0), and an image with such an output is computed again by the direct convolution.
 
+constexpr int64_t kWinogradChannels = 8;               // fewer: beyond 3 times the error of a sequential sum
 constexpr int64_t kWinogradChunk = 128;                // channels: 590 KB of U for 36 products
 constexpr int64_t kWinogradTiles = 64;                 // tiles of a group: M takes 295 KB
 constexpr int64_t kWinogradShared = int64_t(4) << 20;  // bytes of U from which on it is made late, and of V at most
@@ -151,6 +152,43 @@ template <class T, int NV, int... I>
 static WinogradTileFn<T> pick_winograd_tile(int tiles, Lanes<I...>) {
   static constexpr WinogradTileFn<T> table[] = {winograd_tile<T, I + 1, NV>...};
   return table[tiles - 1];
+}
+
+// Some rows of one vector of channels, zeros outside the map: [row][column][lane].
+template <class T>
+static void pack_patch(T* pixels, const PixelSource<T>& from, int64_t image, int64_t plane, int64_t first_row,
+                       int64_t rows) {
+  constexpr int64_t L = kLanes<T>;
+  if (from.channels < L) memset(pixels, 0, size_t(rows * from.columns * L) * sizeof(T));
+  const T* data = from.data + image * from.stride[0] + plane * from.stride[2];
+  for (int64_t y = 0; y < rows; y++) {
+    const int64_t row = first_row + y;
+    const bool inside = row >= 0 && row < from.size[1] && from.size[2] > 0;
+    pack_pixels(pixels + y * from.columns * L, L, inside ? data + row * from.stride[3] : nullptr, from);
+  }
+}
+
+// B^T d B of one tile and vector of channels: pixels `row` elements apart per row -> products `product` apart.
+template <class T, class F>
+static void transform_tile(const T* pixels, int64_t row, T* v, int64_t product) {
+  constexpr int N = F::size, L = kLanes<T>;
+  Vec<T> half[N][N];
+#pragma GCC unroll 6
+  for (int i = 0; i < N; i++) {
+    Vec<T> d[N];
+#pragma GCC unroll 6
+    for (int j = 0; j < N; j++) d[j] = load(pixels + i * row + j * L);
+    F::input(d, half[i]);
+  }
+#pragma GCC unroll 6
+  for (int j = 0; j < N; j++) {
+    Vec<T> d[N], out[N];
+#pragma GCC unroll 6
+    for (int i = 0; i < N; i++) d[i] = half[i][j];
+    F::input(d, out);
+#pragma GCC unroll 6
+    for (int i = 0; i < N; i++) store(v + (i * N + j) * product, out[i]);
+  }
 }
 
 template <class T, class F>
@@ -306,49 +344,23 @@ class WinogradWalk : ConvUnits<T> {
 
   // One vector of input channels of a unit into its V.
   void transform_input(const Place& p, int64_t channel_block, T* v, T* pixels) const {
-    const int64_t c = channel_block * L, channels = min_of<int64_t>(L, plan_.in_channels - c);
     const int64_t tile_rows = ceil_div(p.rows, M), tile_cols = ceil_div(p.cols, M);
-    const int64_t rows = tile_rows * M + R - 1, cols = tile_cols * M + R - 1;
+    const int64_t c = channel_block * L, columns = tile_cols * M + R - 1;
     Window height, width;
     height.init(plan_.axis[1].taps(0), 1), width.init(plan_.axis[2].taps(0), 1);
     const int64_t size[CK_AXES] = {plan_.axis[0].in, plan_.axis[1].in, plan_.axis[2].in};
     PixelSource<T> from;
     from.data = op_.in + (p.group * plan_.in_channels + c) * op_.in_stride[1];
-    from.stride = op_.in_stride, from.size = size, from.channels = channels;
-    from.first_column = p.first_col + width.low, from.column_step = 1, from.columns = cols;
-    if (channels < L) memset(pixels, 0, size_t(rows * cols * L) * sizeof(T));
+    from.stride = op_.in_stride, from.size = size, from.channels = min_of<int64_t>(L, plan_.in_channels - c);
+    from.first_column = p.first_col + width.low, from.column_step = 1, from.columns = columns;
     T* to = v + channel_block * plan_.tiles * L;
     for (int64_t n = 0; n < p.images; n++) {
-      const T* image = from.data + (p.first_image + n) * op_.in_stride[0] + p.depth * op_.in_stride[2];
-      for (int64_t y = 0; y < rows; y++) {
-        const int64_t row = p.first_row + height.low + y;
-        const bool inside = row >= 0 && row < size[1] && size[2] > 0;
-        pack_pixels(pixels + y * cols * L, L, inside ? image + row * op_.in_stride[3] : nullptr, from);
-      }
-      for (int64_t ty = 0; ty < tile_rows; ty++)
-        for (int64_t tx = 0; tx < tile_cols; tx++, to += L) tile_input(pixels + (ty * cols + tx) * M * L, cols * L, to);
+      pack_patch(pixels, from, p.first_image + n, p.depth, p.first_row + height.low, tile_rows * M + R - 1);
+      for (int64_t y = 0; y < tile_rows; y++)
+        for (int64_t x = 0; x < tile_cols; x++, to += L)
+          transform_tile<T, F>(pixels + (y * columns + x) * M * L, columns * L, to, plan_.v_pitch);
     }
   }
-  void tile_input(const T* pixels, int64_t row, T* v) const {
-    Vec<T> half[N][N];
-#pragma GCC unroll 6
-    for (int i = 0; i < N; i++) {
-      Vec<T> d[N];
-#pragma GCC unroll 6
-      for (int j = 0; j < N; j++) d[j] = load(pixels + i * row + j * L);
-      F::input(d, half[i]);
-    }
-#pragma GCC unroll 6
-    for (int j = 0; j < N; j++) {
-      Vec<T> d[N], out[N];
-#pragma GCC unroll 6
-      for (int i = 0; i < N; i++) d[i] = half[i][j];
-      F::input(d, out);
-#pragma GCC unroll 6
-      for (int i = 0; i < N; i++) store(v + (i * N + j) * plan_.v_pitch, out[i]);
-    }
-  }
-
   // U of one block of output channels and the chunk of input channels from c on: [product][channel][wide].
   void make_weights(int64_t group, int64_t block, int64_t c, T* u) const {
     const int64_t channels = min_of(plan_.chunk, plan_.in_channels - c), wide = plan_.vectors(block) * L;
@@ -497,8 +509,12 @@ struct ConvWinograd {
   }
   static const char* why_not(const void* params) {
     if (!fits(*static_cast<const ck_conv*>(params)))
-      return F::taps == 5 ? "needs a 5x5 kernel with stride 1 and dilation 1"
+      return F::size == 6 ? "needs a 3x3 or 5x5 kernel with stride 1 and dilation 1"
                           : "needs a 3x3 kernel with stride 1 and dilation 1";
+    const ck_conv& p = *static_cast<const ck_conv*>(params);
+    if (F::size == 6 && (BACKWARD ? p.out_channels : p.in_channels) / p.groups < kWinogradChannels)
+      return BACKWARD ? "needs at least 8 output channels per group for its error, got {out_per_group}"
+                      : "needs at least 8 input channels per group for its error, got {in_per_group}";
     return Direct::why_not(params);
   }
   // What is packed: U, or, where that is made late, what the direct convolution packs.
@@ -573,7 +589,35 @@ struct ConvWinograd {
   }
 };
 
+// 3x3 by F(4,3), 5x5 by F(2,5).
+template <class T, bool BACKWARD>
+struct ConvWinogradSix {
+  typedef ConvWinograd<T, WinogradF43<T>, BACKWARD> Three;
+  typedef ConvWinograd<T, WinogradF25<T>, BACKWARD> Five;
+
+  static bool five(const void* params) { return static_cast<const ck_conv*>(params)->kernel[2] == 5; }
+  static const char* why_not(const void* params) {
+    return five(params) ? Five::why_not(params) : Three::why_not(params);
+  }
+  static size_t packed_size(const void* params) {
+    return five(params) ? Five::packed_size(params) : Three::packed_size(params);
+  }
+  static ck_status pack(const void* params, const ck_tensor* weight, void* packed, ck_exec* exec) {
+    return five(params) ? Five::pack(params, weight, packed, exec) : Three::pack(params, weight, packed, exec);
+  }
+  static size_t workspace(const void* params, int threads) {
+    return five(params) ? Five::workspace(params, threads) : Three::workspace(params, threads);
+  }
+  static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
+    return five(params) ? Five::run(params, t, exec) : Three::run(params, t, exec);
+  }
+};
+
 template <class T>
-struct conv_winograd : ConvWinograd<T, WinogradF43<T>, false> {};
+struct conv_winograd : ConvWinogradSix<T, false> {};
 template <class T>
-struct conv_grad_input_winograd : ConvWinograd<T, WinogradF43<T>, true> {};
+struct conv_grad_input_winograd : ConvWinogradSix<T, true> {};
+template <class T>
+struct conv_winograd_f2 : ConvWinograd<T, WinogradF23<T>, false> {};
+template <class T>
+struct conv_grad_input_winograd_f2 : ConvWinograd<T, WinogradF23<T>, true> {};

@@ -33,7 +33,9 @@ namespace {
 #include "conv_rows.inl"
 #include "winograd_transforms.inl"
 #include "conv_winograd.inl"
+#include "conv_grad_out.inl"
 #include "conv_grad_weight.inl"
+#include "conv_winograd_grad.inl"
 
 #include "channels.inl"
 #include "channel_sum.inl"
@@ -92,6 +94,10 @@ struct DTypeName<double> {
 #define CK_KERNEL_PACKED(op, algorithm, family, operands)       \
   CK_PACKED_ROW(op, algorithm, family, operands, strict, float) \
   CK_PACKED_ROW(op, algorithm, family, operands, strict, double)
+#define CK_KERNEL_F32(op, algorithm, family, operands, precision) \
+  CK_ROW(op, algorithm, family, operands, precision, float, nullptr, nullptr)
+#define CK_KERNEL_F32_PACKED(op, algorithm, family, operands, precision) \
+  CK_PACKED_ROW(op, algorithm, family, operands, precision, float)
 
 const ck_row kRows[] = {
 #include "../kernels.inc"

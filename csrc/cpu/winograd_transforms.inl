@@ -48,6 +48,23 @@ struct WinogradF43 : WinogradSix {
     y[2] = T(a2) * sum_a + T(b2) * sum_b;
     y[3] = T(a * a2) * difference_a + (T(b * b2) * difference_b + m[5]);
   }
+  // Of the weight gradient, F(3,4): gy is the filter, the taps are the outputs.
+  static inline void gradient(const V (&g)[4], V (&u)[6]) {
+    const V even_a = T(1 / norm_a) * g[0] + T(a2 / norm_a) * g[2];
+    const V even_b = T(1 / norm_b) * g[0] + T(b2 / norm_b) * g[2];
+    const V odd_a = T(a / norm_a) * g[1] + T(a * a2 / norm_a) * g[3];
+    const V odd_b = T(b / norm_b) * g[1] + T(b * b2 / norm_b) * g[3];
+    u[0] = g[0];
+    u[1] = even_a + odd_a, u[2] = even_a - odd_a;
+    u[3] = even_b + odd_b, u[4] = even_b - odd_b;
+    u[5] = g[3];
+  }
+  static inline void gradient_taps(const V (&m)[6], V (&y)[3]) {
+    const V sum_a = m[1] + m[2], sum_b = m[3] + m[4];
+    y[0] = (m[0] + sum_a) + sum_b;
+    y[1] = T(a) * (m[1] - m[2]) + T(b) * (m[3] - m[4]);
+    y[2] = T(a2) * sum_a + (T(b2) * sum_b + m[5]);
+  }
 };
 
 template <class T>
@@ -69,6 +86,24 @@ struct WinogradF25 : WinogradSix {
   static inline void output(const V (&m)[6], V (&y)[2]) {
     y[0] = (m[0] + (m[1] + m[2])) + (m[3] + m[4]);
     y[1] = T(a) * (m[1] - m[2]) + (T(b) * (m[3] - m[4]) + m[5]);
+  }
+  // Of the weight gradient, F(5,2).
+  static inline void gradient(const V (&g)[2], V (&u)[6]) {
+    const V even_a = T(1 / norm_a) * g[0], odd_a = T(a / norm_a) * g[1];
+    const V even_b = T(1 / norm_b) * g[0], odd_b = T(b / norm_b) * g[1];
+    u[0] = g[0];
+    u[1] = even_a + odd_a, u[2] = even_a - odd_a;
+    u[3] = even_b + odd_b, u[4] = even_b - odd_b;
+    u[5] = g[1];
+  }
+  static inline void gradient_taps(const V (&m)[6], V (&y)[5]) {
+    const V sum_a = m[1] + m[2], difference_a = m[1] - m[2];
+    const V sum_b = m[3] + m[4], difference_b = m[3] - m[4];
+    y[0] = (m[0] + sum_a) + sum_b;
+    y[1] = T(a) * difference_a + T(b) * difference_b;
+    y[2] = T(a2) * sum_a + T(b2) * sum_b;
+    y[3] = T(a * a2) * difference_a + T(b * b2) * difference_b;
+    y[4] = T(a2 * a2) * sum_a + (T(b2 * b2) * sum_b + m[5]);
   }
 };
 
