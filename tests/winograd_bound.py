@@ -1,6 +1,6 @@
 """How far a Winograd row may be from the reference: computed from its interpolation points.
 
-y = A^T [(G g G^T) * (B^T d B)] A, rounded n times on the way, differs from the exact y by at most gamma(n) times the same
+y = A^T [(G g G^T) * (B^T d B)] A, rounded n times on the way, differs from the exact y by at most gamma(n) times that
 expression of absolute values (Barabasz et al., ACM TOMS 46, 2020). Its absolute values are bounded by the largest
 element of each channel of d, the sum of |g| and one number of the matrices: one dimension's, squared.
 """
