@@ -101,8 +101,12 @@ class Seat {
   void init() { thread_ = pid_t(syscall(SYS_gettid)); }
   void sleeps() { state_.store(kAsleep); }
   void wakes() {
-    while (state_.load() == kMoving) cpu_relax();
-    if (state_.exchange(kAwake) == kMoved) sched_setaffinity(0, sizeof allowed_, &allowed_);
+    int state = state_.load();
+    while (state == kMoving || !state_.compare_exchange_weak(state, kAwake)) {  // a caller moves this thread just now
+      cpu_relax();
+      state = state_.load();
+    }
+    if (state == kMoved) sched_setaffinity(0, sizeof allowed_, &allowed_);
   }
   // Called by one caller at a time.
   void keep_from(int core) {

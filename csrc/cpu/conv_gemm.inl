@@ -1,0 +1,374 @@
+// 1x1 convolution and its input gradient as a matrix product, Y[o, p] = sum over r of W[o, r] * X[r, p]: lanes are pixels.
+//
+// Output channels of NCHW are rows of neighbouring pixels, so nothing is transposed on the way in or out, and weights,
+// being broadcast, are read where they lie. A task is a strip of pixels (of several images where those are small) and a
+// range of output channels: it copies its X into the second-level cache, [tile][r][2 vectors], then sweeps it with a
+// register tile of up to kTilePixels output channels times two vectors, weights of a chunk of r in the first level.
+//
+// Bound: multiply-adds; kTilePixels + 2 loads for 2 * kTilePixels of them.
+//
+// Order of sums: that of conv_direct.inl, so the bits are the same where multiply-add is fused.
+//
+// Needs: a 1x1 kernel without padding, for the gradient stride 1; pixels that are neighbours in memory (NCHW).
+
+template <class T>
+struct GemmPlan {
+  static constexpr int64_t lanes = kLanes<T>, tile = 2 * lanes;
+
+  const ck_conv* conv;
+  bool backward;
+  int64_t reduction, outputs;  // channels per group: summed over, and written
+  int64_t pixels, total;       // outputs of an image; of all
+  int64_t strip, strips;       // pixels of a strip
+  int64_t parts;               // ranges of output channels
+  int64_t panels;              // of output channels: at most kTilePixels each
+  int64_t chunk;
+
+  void init(const ck_conv& p, bool backward_, int threads) {
+    conv = &p, backward = backward_;
+    reduction = (backward ? p.out_channels : p.in_channels) / p.groups;
+    outputs = (backward ? p.in_channels : p.out_channels) / p.groups;
+    pixels = p.out[0] * p.out[1] * p.out[2];
+    total = p.batch * pixels;
+    chunk = chunk_channels(reduction, 1);
+    panels = ceil_div(outputs, kTilePixels);
+    const int64_t most = strip_budget() / max_of<int64_t>(1, reduction * int64_t(sizeof(T)));
+    int64_t size = max_of<int64_t>(tile, min_of(kStripPixels, most / tile * tile));
+    parts = 1;
+    for (;;) {  // enough tasks of equal size for all threads: by output channels, else by smaller strips
+      strips = max_of<int64_t>(1, ceil_div(total, size));
+      if (threads <= 1 || 2.0 * double(total) * double(outputs * reduction * p.groups) < double(kSerialOps)) break;
+      double best = 0;
+      for (int64_t n = 1; n <= min_of<int64_t>(panels, 4 * threads); n++) {
+        const int64_t tasks = strips * p.groups * n;
+        double share = double(tasks) / double(round_up(tasks, threads));
+        share *= double(panels) / double(n * ceil_div(panels, n));
+        if (share > best + 0.04) best = share, parts = n;
+      }
+      if (best > 0.87 || size <= 2 * tile) break;
+      size = round_up(ceil_div(size, 2), tile);
+    }
+    strip = max_of<int64_t>(tile, round_up(ceil_div(total, strips), lanes));
+    strips = ceil_div(total, strip);
+  }
+  int64_t panel_elements() const { return reduction * kTilePixels; }
+  int64_t packed_elements() const { return times(conv->groups * panels, panel_elements()); }
+  int64_t x_elements() const { return times(round_up(strip, tile), reduction); }
+  int64_t sums_elements() const { return kTilePixels * round_up(strip, tile); }
+};
+
+template <class T>
+struct GemmTileArgs {
+  const T* x;         // [r][NV * lanes]
+  int64_t reduction;  // of this chunk
+  const T* weight;    // packed: [r][KR]; else the first of KR rows
+  int64_t row;        // else: elements between rows; r are neighbours
+  T* sums;            // rows of pixels
+  int64_t sums_row;
+  bool add;
+  const T* ahead;  // what a later strip will read, one cache line per r
+  int64_t ahead_step;
+};
+
+// KR output channels times NV vectors of pixels.
+template <class T, int KR, int NV, bool PACKED>
+static void gemm_tile(const GemmTileArgs<T>& t) {
+  constexpr int L = kLanes<T>;
+  constexpr int run = 5;  // rows reached from one pointer: five fit the addressing of 14 rows into the registers
+  Vec<T> acc[KR][NV];
+#pragma GCC unroll 16
+  for (int k = 0; k < KR; k++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) acc[k][v] = Vec<T>{};
+  const T* x = t.x;
+  const T* w[(KR + run - 1) / run];
+  for (int i = 0; i < (KR + run - 1) / run; i++) w[i] = t.weight + (PACKED ? 0 : i * run * t.row);
+  const int64_t row = t.row, ahead_step = t.ahead_step;
+  const T* ahead = t.ahead;
+  for (int64_t r = 0; r < t.reduction; r++, x += NV * L) {
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += ahead_step;
+    Vec<T> xv[NV];
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) xv[v] = load(x + v * L);
+#pragma GCC unroll 16
+    for (int k = 0; k < KR; k++) {
+      const T value = PACKED ? w[0][k] : w[k / run][k % run * row];
+#pragma GCC unroll 2
+      for (int v = 0; v < NV; v++) acc[k][v] += value * xv[v];
+    }
+    if (PACKED) {
+      w[0] += KR;
+    } else {
+#pragma GCC unroll 3
+      for (int i = 0; i < (KR + run - 1) / run; i++) w[i]++;
+    }
+  }
+#pragma GCC unroll 16
+  for (int k = 0; k < KR; k++)
+#pragma GCC unroll 2
+    for (int v = 0; v < NV; v++) {
+      T* s = t.sums + k * t.sums_row + v * L;
+      store(s, t.add ? load(s) + acc[k][v] : acc[k][v]);
+    }
+}
+template <class T>
+using GemmTileFn = void (*)(const GemmTileArgs<T>&);
+template <class T, int NV, bool PACKED, int... I>
+static GemmTileFn<T> pick_gemm_tile(int rows, Lanes<I...>) {
+  static constexpr GemmTileFn<T> table[] = {gemm_tile<T, I + 1, NV, PACKED>...};
+  return table[rows - 1];
+}
+
+template <class T>
+class GemmWalk {
+ public:
+  GemmWalk(const GemmPlan<T>& plan, const ConvOperands<T>& operands, const T* packed, char* lanes)
+      : plan_(plan), op_(operands), packed_(packed), lanes_(lanes) {}
+
+  static size_t lane_bytes(const GemmPlan<T>& plan) {
+    const int64_t elements = plan.x_elements() + plan.sums_elements() + plan.panel_elements();
+    return size_t(round_up(elements * int64_t(sizeof(T)), 4096) + 64);  // 64: not at the same offset of a page
+  }
+
+  ck_status run(const ck_exec* exec) {
+    const int64_t tasks = plan_.strips * plan_.conv->groups * plan_.parts;
+    const int64_t chunks = exec->threads == 1 && !exec->poll ? 1 : min_of<int64_t>(tasks, 1 << 20);
+    return parallel(exec, chunks, [&](int chunk, int lane) {
+      T* x = reinterpret_cast<T*>(lanes_ + size_t(lane) * lane_bytes(plan_));
+      T* sums = x + plan_.x_elements();
+      int64_t copied = -1;
+      const Range range = piece(tasks, chunks, chunk);
+      for (int64_t task = range.begin; task < range.end; task++) {
+        const int64_t unit = task / plan_.parts, group = unit % plan_.conv->groups;
+        const Range some = {unit / plan_.conv->groups * plan_.strip,
+                            min_of(plan_.total, (unit / plan_.conv->groups + 1) * plan_.strip)};
+        if (copied != unit) copy(group, some, x);
+        copied = unit;
+        const Range panels = piece(plan_.panels, plan_.parts, task % plan_.parts);
+        for (int64_t panel = panels.begin; panel < panels.end; panel++) {
+          multiply(group, panel, some, panel - panels.begin, plan_.strip * exec->threads, x, sums);
+          finish(group, piece(plan_.outputs, plan_.panels, panel), some, sums);
+        }
+      }
+    });
+  }
+
+  // All panels of weights: [group][panel][r][rows of the panel].
+  static void pack(const GemmPlan<T>& plan, const ConvOperands<T>& operands, T* to, Range panels) {
+    GemmWalk walk(plan, operands, nullptr, nullptr);
+    for (int64_t i = panels.begin; i < panels.end; i++)
+      walk.pack_panel(i / plan.panels, i % plan.panels, to + i * plan.panel_elements());
+  }
+
+ private:
+  static inline void copy_pixels(T* to, const T* from, int64_t count, int64_t step) {
+    constexpr int64_t L = kLanes<T>;
+    if (step == 1 && count == 2 * L) {
+      store(to, load(from));
+      store(to + L, load(from + L));
+    } else if (step == 1) {
+      copy_short(to, from, count);
+    } else {
+      for (int64_t i = 0; i < count; i++) to[i] = from[i * step];
+    }
+  }
+  // Pixels of a strip: [tile][r][2 vectors], zeros behind the last.
+  void copy(int64_t group, Range some, T* to) const {
+    constexpr int64_t tile = GemmPlan<T>::tile;
+    const int64_t* s = op_.in_stride;
+    const ck_conv& p = *plan_.conv;
+    const int64_t size = some.end - some.begin, rest = round_up(size, tile) - size;
+    if (rest)
+      for (int64_t r = 0; r < plan_.reduction; r++)
+        memset(to + size / tile * tile * plan_.reduction + r * tile + size % tile, 0, size_t(rest) * sizeof(T));
+    int64_t step[CK_AXES];  // elements between neighbouring outputs
+    for (int a = 0; a < CK_AXES; a++) step[a] = (plan_.backward ? 1 : p.stride[a]) * s[2 + a];
+    const bool whole = step[2] == 1 && (p.out[1] == 1 || step[1] == p.out[2]) &&
+                       (p.out[0] == 1 || step[0] == p.out[1] * p.out[2]);  // an image is one run
+    const int64_t run = whole ? plan_.pixels : p.out[2];
+    for (int64_t at = some.begin; at < some.end;) {
+      const int64_t image = at / plan_.pixels, pixel = at % plan_.pixels, first = pixel % run, line = pixel / run;
+      const int64_t count = min_of(run - first, some.end - at);
+      const T* from = op_.in + image * s[0] + group * plan_.reduction * s[1] + first * step[2];
+      if (!whole) from += line / p.out[1] * step[0] + line % p.out[1] * step[1];
+      const int64_t place = at - some.begin, head = min_of(count, round_up(place, tile) - place), tiles = (count - head) / tile;
+      T* out = to + place / tile * tile * plan_.reduction + place % tile;
+      T* const next = to + ceil_div(place, tile) * tile * plan_.reduction;
+      for (int64_t r = 0; r < plan_.reduction; r++, from += s[1], out += tile) {
+        copy_pixels(out, from, head, step[2]);
+        const T* in = from + head * step[2];
+        T* whole_tile = next + r * tile;
+        for (int64_t i = 0; i < tiles; i++, in += tile * step[2], whole_tile += tile * plan_.reduction)
+          copy_pixels(whole_tile, in, tile, step[2]);
+        copy_pixels(whole_tile, in, count - head - tiles * tile, step[2]);
+      }
+      at += count;
+    }
+  }
+
+  const T* weights(int64_t group, int64_t output) const {
+    return op_.weight.data + group * op_.weight_group + output * op_.weight.k;
+  }
+  void pack_panel(int64_t group, int64_t panel, T* to) const {
+    const Range rows = piece(plan_.outputs, plan_.panels, panel);
+    const int count = int(rows.end - rows.begin);
+    const T* from = weights(group, rows.begin);
+    for (int64_t r = 0; r < plan_.reduction; r++, from += op_.weight.c, to += count) {
+      __builtin_prefetch(from + 16 * op_.weight.c);
+      if (op_.weight.k == 1) copy_short(to, from, count);
+      else
+        for (int k = 0; k < count; k++) to[k] = from[k * op_.weight.k];
+    }
+  }
+
+  // Sums of one panel over a strip: rows of pixels.
+  void multiply(int64_t group, int64_t panel, Range some, int64_t line, int64_t distance, const T* x, T* sums) const {
+    T* own = sums + plan_.sums_elements();
+    const int64_t size = some.end - some.begin;
+    typedef typename CountLanes<kTilePixels>::type All;
+    constexpr int64_t tile = GemmPlan<T>::tile;
+    const Range rows = piece(plan_.outputs, plan_.panels, panel);
+    const int count = int(rows.end - rows.begin);
+    const T* weight = packed_ ? packed_ + (group * plan_.panels + panel) * plan_.panel_elements() : own;
+    const bool here = !packed_ && op_.weight.c == 1;  // read where they lie
+    if (here) weight = weights(group, rows.begin);
+    else if (!packed_) pack_panel(group, panel, own);
+    GemmTileArgs<T> t;
+    t.row = op_.weight.k, t.sums_row = round_up(plan_.strip, tile);
+    for (int64_t r = 0; r < plan_.reduction; r += plan_.chunk) {
+      t.reduction = min_of(plan_.chunk, plan_.reduction - r);
+      t.add = r > 0;
+      t.weight = weight + r * (here ? 1 : count);
+      for (int64_t i = 0; i < size; i += tile) {
+        t.x = x + i * plan_.reduction + r * tile;
+        t.sums = sums + i;
+        t.ahead = x, t.ahead_step = 0;
+        const int64_t next = some.begin + distance + i + line * plan_.lanes;
+        if (line < 2 && next < plan_.total) {
+          t.ahead = op_.in + next / plan_.pixels * op_.in_stride[0] + (group * plan_.reduction + r) * op_.in_stride[1] +
+                    next % plan_.pixels;
+          t.ahead_step = op_.in_stride[1];
+        }
+        (here ? pick_gemm_tile<T, 2, false>(count, All{}) : pick_gemm_tile<T, 2, true>(count, All{}))(t);
+      }
+    }
+    if (plan_.reduction == 0)
+      for (int k = 0; k < count; k++) memset(sums + k * t.sums_row, 0, size_t(size) * sizeof(T));
+  }
+
+  // Bias, residual, activation, into the output.
+  void finish(int64_t group, Range rows, Range some, const T* sums) const {
+    const ck_conv& p = *plan_.conv;
+    const int64_t *os = op_.out_stride, *rs = op_.residual_stride;
+    const bool whole = os[4] == 1 && (p.out[1] == 1 || os[3] == p.out[2]) && (p.out[0] == 1 || os[2] == p.out[1] * os[3]) &&
+                       (!op_.residual || (rs[4] == 1 && (p.out[1] == 1 || rs[3] == p.out[2]) &&
+                                          (p.out[0] == 1 || rs[2] == p.out[1] * rs[3])));
+    const int64_t run = whole ? plan_.pixels : p.out[2], sums_row = round_up(plan_.strip, GemmPlan<T>::tile);
+    for (int64_t k = rows.begin; k < rows.end; k++, sums += sums_row) {
+      const int64_t channel = group * plan_.outputs + k;
+      const T bias = op_.bias ? op_.bias[channel * op_.bias_stride] : T(0);
+      for (int64_t at = some.begin; at < some.end;) {
+        const int64_t image = at / plan_.pixels, pixel = at % plan_.pixels, first = pixel % run, line = pixel / run;
+        const int64_t count = min_of(run - first, some.end - at), d = line / p.out[1], h = line % p.out[1];
+        T* out = op_.out + image * os[0] + channel * os[1] + first * os[4];
+        const T* residual = op_.residual ? op_.residual + image * rs[0] + channel * rs[1] + first * rs[4] : nullptr;
+        if (!whole) {
+          out += d * os[2] + h * os[3];
+          if (residual) residual += d * rs[2] + h * rs[3];
+        }
+        finish_run(sums + (at - some.begin), bias, residual, rs[4], out, os[4], count);
+        at += count;
+      }
+    }
+  }
+  void finish_run(const T* sums, T bias, const T* residual, int64_t residual_step, T* out, int64_t step,
+                  int64_t count) const {
+    constexpr int L = kLanes<T>;
+    if (step != 1 || (residual && residual_step != 1)) {
+      for (int64_t i = 0; i < count; i++) {
+        T v = sums[i] + bias;
+        if (residual) v += residual[i * residual_step];
+        out[i * step] = op_.relu ? relu<T>(v) : v;
+      }
+      return;
+    }
+    const Vec<T> b = splat(bias);
+    for (int64_t i = 0; i < count; i += L) {
+      const int length = int(min_of<int64_t>(L, count - i));
+      Vec<T> v = load(sums + i) + b;  // sums have room for whole tiles
+      if (residual) v += load_n(residual + i, length);
+      if (op_.relu) v = relu<T>(v);
+      if (length == L) store(out + i, v);
+      else store_n(out + i, v, length);
+    }
+  }
+
+  const GemmPlan<T>& plan_;
+  const ConvOperands<T>& op_;
+  const T* const packed_;
+  char* const lanes_;
+};
+
+template <class T, bool BACKWARD>
+struct ConvGemm {
+  static GemmPlan<T> plan_for(const void* params, int threads) {
+    GemmPlan<T> plan;
+    plan.init(*static_cast<const ck_conv*>(params), BACKWARD, threads);
+    return plan;
+  }
+  static const char* why_not(const void* params) {
+    const ck_conv& p = *static_cast<const ck_conv*>(params);
+    for (int a = 0; a < CK_AXES; a++) {
+      // No padding on either side: outputs begin and end with the input.
+      const bool inside = p.pad[a] == 0 && (p.out[a] - 1) * p.stride[a] < p.in[a];
+      if (p.kernel[a] != 1 || !inside) return "needs a 1x1 kernel without padding";
+      if (BACKWARD && (p.stride[a] != 1 || p.in[a] != p.out[a])) return "needs stride 1";
+    }
+    return nullptr;
+  }
+  static size_t packed_size(const void* params) { return size_t(plan_for(params, 1).packed_elements()) * sizeof(T); }
+  static ck_status pack(const void* params, const ck_tensor* weight, void* packed, ck_exec* exec) {
+    if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
+    const GemmPlan<T> plan = plan_for(params, 1);
+    ConvOperands<T> operands{};
+    operands.weight = weight_source<T>(*weight, BACKWARD);
+    operands.weight_group = weight_group(*plan.conv, *weight);
+    return pack_all(plan, operands, static_cast<T*>(packed), exec);
+  }
+  static ck_status pack_all(const GemmPlan<T>& plan, const ConvOperands<T>& operands, T* to, const ck_exec* exec) {
+    const int64_t panels = plan.conv->groups * plan.panels;
+    const int64_t chunks = chunks_for(panels, double(plan.panel_elements()) * 8, exec->threads);
+    return parallel(exec, chunks,
+                    [&](int chunk, int) { GemmWalk<T>::pack(plan, operands, to, piece(panels, chunks, chunk)); });
+  }
+  // Weights that must be packed are packed once for all strips where there are several.
+  static bool packs_early(const GemmPlan<T>& plan) { return plan.strips > 2; }
+  static size_t packed_part(const GemmPlan<T>& plan) {
+    return packs_early(plan) ? size_t(round_up(plan.packed_elements() * int64_t(sizeof(T)), 64)) : 0;
+  }
+  static size_t workspace(const void* params, int threads) {
+    const GemmPlan<T> plan = plan_for(params, threads);
+    return packed_part(plan) + size_t(threads) * GemmWalk<T>::lane_bytes(plan);
+  }
+  static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
+    if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
+    const GemmPlan<T> plan = plan_for(params, exec->threads);
+    if (plan.total == 0 || plan.outputs == 0) return CK_OK;
+    if (exec->workspace_size < workspace(params, exec->threads)) return CK_SMALL_WORKSPACE;
+    const ConvOperands<T> operands = conv_operands<T>(*plan.conv, t, BACKWARD);
+    char* at = static_cast<char*>(exec->workspace);
+    const T* packed = static_cast<const T*>(exec->packed);
+    if (!packed && packs_early(plan) && operands.weight.c != 1) {
+      const ck_status status = pack_all(plan, operands, reinterpret_cast<T*>(at), exec);
+      if (status != CK_OK) return status;
+      packed = reinterpret_cast<T*>(at);
+    }
+    return GemmWalk<T>(plan, operands, packed, at + packed_part(plan)).run(exec);
+  }
+};
+
+template <class T>
+struct conv_gemm : ConvGemm<T, false> {};
+template <class T>
+struct conv_grad_input_gemm : ConvGemm<T, true> {};
