@@ -6,14 +6,16 @@ import sys
 from dataclasses import asdict
 from math import isqrt
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import roofline
 from .backends import build_record, load
 from .config import get_num_threads, using
 from .errors import ArgumentError, NoKernelError, show
+
+if TYPE_CHECKING:
+    from .roofline import Ceilings
 
 
 def build_info() -> dict[str, Any]:
@@ -108,13 +110,16 @@ def calibrate() -> dict[str, Any]:
     Raises:
         NoKernelError: there is no native module.
     """
+    from . import roofline  # on use: importing the package need not wait for it
+
     _core("calibrate")
     isas = [isa for isa in load("cpp").isas if isa != "amx"]  # AMX has no loop to measure
     with using(num_threads=1):
         measured = roofline.Ceilings(
             peaks={f"{isa}.{dtype}": measure_peak(isa, dtype, 1) * 1e9 for isa in isas for dtype in ("f32", "f64")},
             memory=measure_copy(1) * 1e9,
-            cache=measure_read(_inside_last_level()) * 1e9,
+            # well above the second-level and well below the last-level cache
+            cache=measure_read(isqrt(roofline.second_level() * roofline.last_level())) * 1e9,
             call=_smallest_call(),
         )
     return _readable(measured, roofline.store(measured))
@@ -128,20 +133,17 @@ def ceilings() -> dict[str, Any]:
         last-level cache), ``call`` (seconds of the smallest call), and ``file``, which ``calibrate`` wrote; None:
         these are defaults, or there was no place for a file.
     """
+    from . import roofline
+
     current = roofline.current()
     return _readable(current, None if current is roofline.DEFAULTS else roofline.stored_path())
 
 
-def _readable(found: roofline.Ceilings, file: str | None) -> dict[str, Any]:
+def _readable(found: Ceilings, file: str | None) -> dict[str, Any]:
     values = asdict(found)
     values.update(memory=found.memory * 1e-9, cache=found.cache * 1e-9, file=file)
     values["peaks"] = {name: peak * 1e-9 for name, peak in sorted(found.peaks.items())}
     return values
-
-
-def _inside_last_level() -> int:
-    """Bytes well above the second-level and well below the last-level cache."""
-    return isqrt(roofline.second_level() * roofline.last_level())
 
 
 def _smallest_call() -> float:

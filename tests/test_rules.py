@@ -59,9 +59,9 @@ RULES = (  # the first match holds
     Rule("cnnkern/interop/threadpoolctl.py", ("cnnkern",), ("threadpoolctl",)),
     Rule(
         "cnnkern/machine.py",
-        (*FOUNDATION, "cnnkern.backends", "cnnkern.roofline"),
+        (*FOUNDATION, "cnnkern.backends"),
         ("numpy",),
-        ("cnnkern._cnnkern_core",),
+        ("cnnkern._cnnkern_core", "cnnkern.roofline"),
     ),
     Rule("cnnkern/__init__.py", ("cnnkern.[!bi]*",)),  # neither backends nor interop
     Rule("src/cnnkern_bench/peers/*_peer.py", (*PUBLIC, "cnnkern_bench.*"), ("numpy", *PEERS)),  # loaded by name

@@ -7,8 +7,8 @@ Each part of an algorithm is two numbers, operations and bytes, and takes the lo
 Parts that run one after the other are added: packing weights (not for a plan, which packed them before), then the
 walk. Operations are vector instructions times two lanes, what a multiply-add does in their place, so multiply-adds on
 padding, loads, shuffles and the additions of a transform count by the time they take and not by what they compute.
-Bytes are the arrays, each moved once, and the weights that a walk reads again for each strip. Arrays are taken to lie in
-the last-level cache if they fit half of it, as behind another layer; else in memory.
+Bytes are the arrays, each moved once, and the weights that a walk reads again for each strip. Arrays are taken to lie
+in the last-level cache if they fit half of it, as behind another layer; else in memory.
 
 It orders algorithms; as a prediction it is good to perhaps a third. It knows nothing of threads (``roofline.py``).
 """
