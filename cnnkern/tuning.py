@@ -34,7 +34,7 @@ SAMPLE = 1e-3  # seconds of a turn, at least: the clock and interrupts are then 
 SLOW = 2.0  # a row this many times slower than the best leaves the race
 HOPELESS = 4.0  # by estimate: it is not even run
 LONG = 0.05  # a call this long is its own warming up
-KEPT = 4096  # requests in the file: below a megabyte
+KEPT = 4096  # requests: the file stays below a megabyte
 
 _lock = threading.RLock()  # one race at a time: two would measure each other
 _times: dict[str, dict[str, float]] = {}  # problem string -> row -> seconds
@@ -76,8 +76,7 @@ def measure(request: Request, rows: list[Kernel], estimates: dict[str, float | N
             except MemoryError:
                 say_once(f"{_key(request)} is not tuned: there is no memory for a second set of its arrays")
                 return {}
-            _times[_key(request)] = {**_times.get(_key(request), {}), **times}
-            _save()
+            _keep(_key(request), times)
     return times
 
 
@@ -188,11 +187,15 @@ def _load() -> None:
         _times.setdefault(key, times)
 
 
-def _save() -> None:
-    """Merge and replace, the oldest first to go. Of two processes that do so at the same moment one may lose an entry:
-    it is timed again."""
-    merged = {**_stored(), **_times}
-    _file().write(dict(list(merged.items())[-KEPT:]))
+def _keep(key: str, times: dict[str, float]) -> None:
+    """In memory, and merged into the file; the oldest go first. Of two processes that merge at the same moment one may
+    lose its entry: it is timed again."""
+    stored = _stored()
+    for kept in (_times, stored):
+        kept[key] = {**kept.pop(key, {}), **times}
+        while len(kept) > KEPT:
+            del kept[next(iter(kept))]
+    _file().write(stored)
 
 
 def forget() -> None:
