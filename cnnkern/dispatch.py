@@ -37,6 +37,7 @@ class Explanation:
 
     def __str__(self) -> str:
         title = f"{op_name(self.request.op, self.request.geometry.rank)} {self.request.dtype} {self.request.layout}"
+        title += ", weights packed before" * self.request.prepacked
         width = max((len(v.name) for v in self.verdicts), default=0)
         return "\n".join([title, *(f"  {v.name:<{width}}  {v.sentence}" for v in self.verdicts)])
 

@@ -119,15 +119,12 @@ def test_a_better_ceiling_never_makes_a_row_slower(sizes: tuple[int, ...], op: s
 @given(SIZES, st.sampled_from(("direct", "winograd", "winograd_f2", "split6")))
 def test_a_plan_saves_the_packing(sizes: tuple[int, ...], algorithm: str) -> None:
     batch, channels, outputs, size, kernel = sizes
-    geometry = square(
-        batch, channels, 32 * (1 + outputs // 32), size, kernel
-    )  # full vectors: no padded weights to read
+    geometry = square(batch, channels, 32 * (1 + outputs // 32), size, kernel)  # full vectors: nothing padded to read
     eager, planned = (seconds(Request("conv", geometry, "f32", prepacked=p), algorithm) for p in (False, True))
     assert (eager is None) == (planned is None)
     if eager is not None and planned is not None:
-        assert planned <= eager * (1 + 1e-9)
-        if algorithm != "direct":  # direct may pack in the core's cache what a plan reads from the last level
-            assert planned < eager
+        assert planned <= eager * (1 + 1e-9)  # equal: weights read once, by one walk or the other
+        assert planned < eager or algorithm == "direct"
 
 
 @given(SIZES, st.sampled_from(OPS), st.sampled_from(("f32", "f64")))
@@ -150,13 +147,13 @@ def test_winograd_and_split_pass_direct_on_large_3x3_layers(op: str) -> None:
     assert estimate(case, "split6", "amx") < 0.8 * direct
 
 
-def test_one_small_image_does_not_pay_for_transformed_weights() -> None:
-    """512 x 512 filters are 38 MB in F(4,3), for 4 tiles."""
-    case = "conv2d:mb1ic512ih7oc512kh3ph1"
-    assert estimate(case, "direct") < 0.8 * estimate(case, "winograd")
-    assert estimate(case, "direct") < 0.8 * estimate(case, "winograd_f2")
-    assert estimate(case, "winograd_f2") < estimate(case, "winograd")
-    assert estimate(f"{case}@plan=1", "winograd") < 0.6 * estimate(case, "winograd")
+def test_transformed_weights_weigh_on_one_small_image() -> None:
+    """512 x 512 filters are 38 MB in F(4,3): eight 7x7 images at once cost far less than eight one by one. Measured on
+    one core: 2.8 times less, against 1.4 times with direct, whose weights are 9 MB."""
+    one, eight = (f"conv2d:mb{batch}ic512ih7oc512kh3ph1" for batch in (1, 8))
+    saved = {name: 8 * estimate(one, name) / estimate(eight, name) for name in ("winograd", "direct")}
+    assert saved["winograd"] > 2 and saved["direct"] < 1.6
+    assert estimate(eight, "winograd") < 0.7 * estimate(eight, "direct")
 
 
 def test_forms_follow_the_window() -> None:
@@ -169,7 +166,7 @@ def test_forms_follow_the_window() -> None:
 
 def test_few_channels_want_lanes_of_pixels() -> None:
     for case in ("conv2d:mb1ic64ih56oc3kh3ph1", "conv2d_grad_input:mb1ic3ih224oc64kh7sh2ph3"):
-        assert estimate(case, "rows") < 0.5 * estimate(case, "direct")
+        assert estimate(case, "rows") < 0.8 * estimate(case, "direct")
     depthwise = "conv2d:g64mb1ic64ih56oc64kh3ph1"
     assert estimate(depthwise, "depthwise") < 0.5 * estimate(depthwise, "direct")
     assert estimate(depthwise, "split6", "amx") > estimate(depthwise, "direct")  # 32 x 32 tiles for one channel

@@ -1,8 +1,9 @@
 """How long a native convolution should take on one core: the cost model behind the choice of an algorithm.
 
-Each part of an algorithm is two numbers, operations and bytes, and takes the longer of their times:
+Each part of an algorithm is two numbers, operations and bytes, and takes the sum of their times. (The longer of them, a
+roofline, is a bound; of 16 layers measured on one core the sum was the better estimate, by up to a half.)
 
-    seconds = call + sum over parts of max(operations / (0.95 * peak), bytes / bandwidth)
+    seconds = call + sum over parts of operations / (0.95 * peak) + bytes / bandwidth
 
 Parts that run one after the other are added: packing weights (not for a plan, which packed them before), then the
 walk. Operations are vector instructions times two lanes, what a multiply-add does in their place, so multiply-adds on
@@ -28,6 +29,7 @@ TILE_PIXELS = {"scalar": 6, "avx2": 6, "avx512": 14, "neon": 12}
 _REACHED = 0.95  # of the peak, by a register tile without tails
 _LATENCY = 8  # multiply-adds in flight on two units: a tile with fewer accumulators waits
 _STRIP = 448  # outputs for which a walk reads all weights once
+_ROWS_LOAD = 11  # instructions per 64 bytes loaded unaligned from the second-level cache (Zen 5, measured: 10 to 15)
 _GRAD_STRIP = 196  # outputs summed between two visits of the weight gradient
 
 
@@ -44,8 +46,7 @@ class _Machine:
     def part(self, slots: float, arrays: float, streamed: float = 0.0) -> float:
         """Seconds of a part: vector instructions, bytes of arrays, bytes of weights read from the last-level cache."""
         bandwidth = self.roofs.cache if arrays <= roofline.last_level() / 2 else self.roofs.memory
-        moving = arrays / bandwidth + streamed / self.roofs.cache
-        return max(slots * 2 * self.lanes / (_REACHED * self.peak), moving)
+        return slots * 2 * self.lanes / (_REACHED * self.peak) + arrays / bandwidth + streamed / self.roofs.cache
 
     def shuffles(self) -> float:
         """Instructions per vector of a transposition in registers: one shuffle per cycle, where two others start."""
@@ -130,11 +131,11 @@ def _per_pixel(m: _Machine, length: int, channels: int, pairs: bool = False) -> 
     return slots / pixels
 
 
-def _packing(m: _Machine, w: _Walk, elements: float, slots: float, written: bool = True) -> float:
+def _packing(m: _Machine, w: _Walk, elements: float, slots: float) -> float:
     """Weights to their packed form within the call: ``elements``, ``slots`` per vector of them."""
     if w.packed:
         return 0.0
-    return m.part(elements / m.lanes * slots, (w.weights + elements * written) * m.item)
+    return m.part(elements / m.lanes * slots, (w.weights + elements) * m.item)
 
 
 def _arrays(m: _Machine, w: _Walk) -> float:
@@ -153,20 +154,22 @@ def _direct(m: _Machine, w: _Walk) -> float:
     products = w.images * w.groups * w.reads * w.steps * _per_pixel(m, w.row, w.writes, pairs=True)
     into, out = _vectors(m, w)
     moves = into * (3 + m.shuffles() * w.last) + out * (5 + m.shuffles() * (not w.last))
-    streamed = m.again(packed * m.item, w.images * w.outputs / _STRIP)
-    # With few outputs a block of weights is packed into the core's own cache just before its use.
-    late = not w.packed and w.images * w.outputs <= 2 * _STRIP
-    walk = m.part(products + moves, _arrays(m, w) + packed * m.item * (not late), streamed * (not late))
-    return _packing(m, w, packed, 2 + m.shuffles(), written=not late) + walk
+    visits = max(1.0, w.images * w.outputs / _STRIP)
+    if not w.packed and visits <= 2:  # a block of weights is packed into the core's own cache just before each use
+        late = visits * m.part(packed / m.lanes * (2 + m.shuffles()), w.weights * m.item)
+        return late + m.part(products + moves, _arrays(m, w))
+    walk = m.part(products + moves, _arrays(m, w) + packed * m.item, m.again(packed * m.item, visits))
+    return _packing(m, w, packed, 2 + m.shuffles()) + walk
 
 
 def _rows(m: _Machine, w: _Walk) -> float:
-    """Lanes are the pixels of a row; up to 4 channels written share a load."""
+    """Lanes are the pixels of a row; up to 4 channels written share a load, which is what the loop waits for."""
     most = 4 if m.isa == "avx512" else 3
     vectors = ceil(w.row / m.lanes)
     tiles = ceil(vectors / most)
     blocks, rest = divmod(w.writes, 4)
-    slots = tiles * (blocks * _tile(4, vectors / tiles) + (_tile(rest, vectors / tiles) if rest else 0))
+    loads = _ROWS_LOAD * VECTOR_BYTES[m.isa] / 64 * vectors / tiles
+    slots = tiles * sum(max(k * vectors / tiles, loads) * n for k, n in ((4, blocks), (rest, rest > 0)))
     products = w.images * w.groups * w.reads * w.steps / w.row * slots
     moves = w.images * w.groups * (w.reads * w.inputs / m.lanes * 3 + w.writes * w.outputs * vectors / w.row * 5)
     moves += w.last * m.shuffles() * sum(_vectors(m, w))
@@ -206,7 +209,8 @@ _FORMS = (  # arithmetic, then loads and stores
     _Form(2, 5, input=144 + 36 + 36, inverse=48 + 36 + 4, weights=154 + 25 + 36),
 )
 _SMALL_FORMS = (_Form(2, 3, input=32 + 16 + 16, inverse=24 + 16 + 4, weights=28 + 9 + 16),)
-_TILES_TOGETHER = 56  # tiles for which the products read all transformed weights once
+_TILES_TOGETHER = 64  # tiles for which the products read all transformed weights once
+_WINOGRAD_REACHED = 0.85  # of what direct reaches: transforms wait for loads and stores
 
 
 def _form(forms: tuple[_Form, ...], w: _Walk) -> _Form | None:
@@ -218,13 +222,25 @@ def _winograd(forms: tuple[_Form, ...], m: _Machine, w: _Walk) -> float | None:
     if form is None:
         return None
     tiles = form.tiles(w)
-    transformed = w.groups * w.reads * ceil(w.writes / m.lanes) * m.lanes * form.cells
+    filters = w.groups * w.reads * ceil(w.writes / m.lanes)  # vectors of them
+    transformed = filters * m.lanes * form.cells * m.item
     products = w.groups * form.cells * tiles * w.reads * _per_pixel(m, max(1, tiles), w.writes)
     transforms = w.groups * tiles * (ceil(w.reads / m.lanes) * form.input + ceil(w.writes / m.lanes) * form.inverse)
     moves = sum(_vectors(m, w)) * m.shuffles() * (not w.last)
-    streamed = m.again(transformed * m.item, tiles / _TILES_TOGETHER)
-    walk = m.part(products + transforms + moves, _arrays(m, w) + transformed * m.item, streamed)
-    return _packing(m, w, transformed, form.weights / form.cells + m.shuffles()) + walk
+    slots = (products + transforms + moves) / _WINOGRAD_REACHED
+    visits = max(1.0, tiles / _TILES_TOGETHER)  # of all transformed weights
+    walk = m.part(slots, _arrays(m, w) + transformed, m.again(transformed, visits))
+    if w.packed:
+        return walk
+    early = m.part(filters * _transform(m, form), w.weights * m.item + transformed) + walk
+    # Many weights, or few tiles: transformed in the core's own cache, anew for each group of tiles.
+    late = visits * m.part(filters * _transform(m, form), w.weights * m.item, transformed)
+    return min(early, late + m.part(slots, _arrays(m, w)))
+
+
+def _transform(m: _Machine, form: _Form) -> float:
+    """Instructions for a vector of filters, channels first in memory and last in the transformed ones."""
+    return form.weights + form.taps**2 * m.shuffles()
 
 
 _SPLIT = {"split6": (6, 3), "split3": (3, 2), "split1": (1, 1)}  # products, and bfloat16 parts of a float32
@@ -273,8 +289,10 @@ def _grad_weight_winograd(forms: tuple[_Form, ...], m: _Machine, w: _Walk) -> fl
         return None
     products = form.cells * w.reads * _per_pixel(m, max(1, w.reads), w.writes)
     transforms = ceil(w.reads / m.lanes) * form.input + ceil(w.writes / m.lanes) * form.inverse
-    inverse = w.weights / w.taps / m.lanes * form.weights
-    return _grad_weight(m, w, w.groups * form.tiles(w) * (products + transforms) + inverse)
+    filters = w.groups * w.reads * ceil(w.writes / m.lanes)
+    sums = filters * m.lanes * form.cells * m.item
+    back = m.part(filters * _transform(m, form), 0.0, 2 * sums)  # written, then read
+    return back + _grad_weight(m, w, w.groups * form.tiles(w) * (products + transforms) / _WINOGRAD_REACHED)
 
 
 def _grad_weight_split(algorithm: str, m: _Machine, w: _Walk) -> float:
