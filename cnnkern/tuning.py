@@ -38,6 +38,7 @@ KEPT = 4096  # requests: the file stays below a megabyte
 
 _lock = threading.RLock()  # one race at a time: two would measure each other
 _times: dict[str, dict[str, float]] = {}  # problem string -> row -> seconds
+_own: dict[str, dict[str, float]] = {}  # those of them that this process measured
 
 
 def _renew_lock() -> None:
@@ -188,10 +189,13 @@ def _load() -> None:
 
 
 def _keep(key: str, times: dict[str, float]) -> None:
-    """In memory, and merged into the file; the oldest go first. Of two processes that merge at the same moment one may
-    lose its entry: it is timed again."""
-    stored = _stored()
-    for kept in (_times, stored):
+    """In memory, and merged into the file; the oldest go first.
+
+    Of two processes that merge at the same moment one may lose its entry. It writes all its own again with the next one;
+    the last one of a process that ends may have to be timed again.
+    """
+    stored = {**_own, **_stored()}
+    for kept in (_times, _own, stored):
         kept[key] = {**kept.pop(key, {}), **times}
         while len(kept) > KEPT:
             del kept[next(iter(kept))]
@@ -201,4 +205,5 @@ def _keep(key: str, times: dict[str, float]) -> None:
 def forget() -> None:
     """Forget what is in memory; the file stays."""
     _times.clear()
+    _own.clear()
     _file.cache_clear()

@@ -15,7 +15,6 @@ from click.testing import CliRunner
 
 import cnnkern
 import cnnkern.roofline
-import cnnkern.tuning
 import cnnkern_bench
 from cnnkern_cli import main
 from matrix import needs_native
@@ -169,17 +168,6 @@ def test_explain() -> None:
     assert done.stdout.startswith('conv2d:mb1ic3ih6oc4oh6kh3ph1n"a"\n')
     assert "chosen" in done.stdout and "weight (4, 3, 3, 3) float32" in done.stdout
     assert call("explain", "conv2d:mb1").exit_code == 2
-
-
-@pytest.fixture
-def cache_folder(monkeypatch, tmp_path):
-    """An empty folder in place of the user's."""
-    monkeypatch.setitem(cnnkern.config._cache_home, "CNNKERN_CACHE_DIR", str(tmp_path / "cache"))
-    for forget in (cnnkern.roofline.current.cache_clear, cnnkern.tuning.forget, cnnkern.dispatch._choose.cache_clear):
-        forget()
-    yield tmp_path / "cache"
-    for forget in (cnnkern.roofline.current.cache_clear, cnnkern.tuning.forget, cnnkern.dispatch._choose.cache_clear):
-        forget()
 
 
 @needs_native
