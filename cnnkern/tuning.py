@@ -191,8 +191,8 @@ def _load() -> None:
 def _keep(key: str, times: dict[str, float]) -> None:
     """In memory, and merged into the file; the oldest go first.
 
-    Of two processes that merge at the same moment one may lose its entry. It writes all its own again with the next one;
-    the last one of a process that ends may have to be timed again.
+    Of two processes that merge at the same moment one may lose its entry. It writes all its own again with the next
+    one; the last one of a process that ends may have to be timed again.
     """
     stored = {**_own, **_stored()}
     for kept in (_times, _own, stored):
