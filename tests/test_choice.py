@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +81,8 @@ def test_a_plan_asks_for_a_row_as_a_plan(monkeypatch: pytest.MonkeyPatch) -> Non
     asked, choose = [], dispatch.choose
     monkeypatch.setattr(dispatch, "choose", lambda request: asked.append(request) or choose(request))
     x, weight = np.ones((1, 16, 9, 9), np.float32), np.ones((32, 16, 3, 3), np.float32)
-    made = ck.plan_conv2d(weight, x_shape=x.shape, padding=1)
-    assert asked == [replace(request(), prepacked=True)] == [request(f"{CASE}@plan=1")]
+    made = ck.plan_conv2d(weight, x_shape=x.shape, padding=1, precision="strict")
+    assert asked == [request(f"{CASE}@precision=strict@plan=1")] and asked[0].prepacked
     for residual in (None, np.ones((1, 32, 9, 9), np.float32)):
         assert np.array_equal(made(x, residual), ck.conv2d(x, weight, padding=1, residual=residual, precision="strict"))
 

@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def test_every_row_that_can_serve_competes(races: list, monkeypatch: pytest.Monk
         dispatch.choose(request(case))
     (raced,) = races
     able = [v.kernel.name for v in ck.explain(case)[0].verdicts if v.kernel and v.seconds is not None]
-    assert sorted(raced[1]) == sorted(able) and len(able) == 2 * len(AVAILABLE)
+    assert sorted(raced[1]) == sorted(able) and len(able) >= 2 * len(AVAILABLE)
 
 
 @needs_native
@@ -180,12 +181,28 @@ def test_every_op_can_be_tuned(op: str, races: list) -> None:
 
 
 @needs_native
+@pytest.mark.parametrize(
+    "case", ["max_pool2d_grad:mb1ic2ih1kh1", "max_unpool1d:mb1ic1iw1ow1", "softmax_cross_entropy:mb3ic1"]
+)
+def test_made_up_indices_and_labels_exist(case: str, races: list) -> None:
+    with ck.using(tune=True):
+        dispatch.choose(request(case))
+    assert len(races) == 1
+
+
+@needs_native
 @pytest.mark.parametrize("extra", ["", "@bias=1@act=relu@res=1@layout=NHWC"])
-def test_a_plan_is_tuned_with_packed_weights(extra: str, races: list) -> None:
+def test_a_plan_is_tuned_with_packed_weights(extra: str, races: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cnnkern.backends import cpp
+
+    packed, real = [], cpp.packed_program
+    monkeypatch.setattr(cpp, "packed_program", lambda *arguments: packed.append(arguments) or real(*arguments))
     with ck.using(tune=True):
         dispatch.choose(request(f"{CASE}{extra}"))
+        assert packed == []
         dispatch.choose(request(f"{CASE}{extra}@plan=1"))
     assert [raced.prepacked for raced, _ in races] == [False, True]
+    assert len(packed) == len(races[1][1])
     x, weight = np.ones((1, 16, 9, 9), np.float32), np.ones((32, 16, 3, 3), np.float32)
     with ck.using(tune=True):
         made = ck.plan_conv2d(weight, x_shape=x.shape, padding=1)
@@ -193,9 +210,12 @@ def test_a_plan_is_tuned_with_packed_weights(extra: str, races: list) -> None:
 
 
 @needs_native
-def test_threads_that_ask_at_once_measure_once(races: list) -> None:
+def test_threads_that_ask_at_once_measure_once(races: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The race takes long enough for all to be there before it ends."""
     barrier = threading.Barrier(6)
     chosen = []
+    race = tuning._race
+    monkeypatch.setattr(tuning, "_race", lambda request, rows: sleep(0.1) or race(request, rows))
 
     def work() -> None:
         with ck.using(tune=True):
