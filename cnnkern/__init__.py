@@ -9,7 +9,7 @@ from .config import get_num_threads, set_num_threads, using
 from .dispatch import kernels
 from .errors import ArgumentError, DTypeError, NoKernelError, ShapeError
 from .explain import explain
-from .machine import build_info, measure_copy, measure_peak
+from .machine import build_info, calibrate, ceilings, measure_copy, measure_peak, measure_read
 from .ops.activation import relu, relu_backward, sigmoid, sigmoid_backward, tanh, tanh_backward
 from .ops.adaptive_pool import (
     adaptive_avg_pool1d,
@@ -125,6 +125,8 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "build_info",
+    "calibrate",
+    "ceilings",
     "conv1d",
     "conv1d_backward",
     "conv1d_output_shape",
@@ -175,6 +177,7 @@ __all__ = [
     "max_unpool3d_output_shape",
     "measure_copy",
     "measure_peak",
+    "measure_read",
     "plan_conv2d",
     "pool1d_output_shape",
     "pool2d_output_shape",

@@ -5,7 +5,7 @@ Native kernels of cnnkern. Use the functions of the package cnnkern instead.
 from __future__ import annotations
 import numpy
 import typing
-__all__: list[str] = ['Cache', 'Program', 'c_api', 'cache_size', 'forget_all_settings', 'forget_rows', 'last_rows', 'lookup', 'measure_copy', 'measure_peak', 'remember', 'rows', 'set_settings', 'set_spin_us', 'struct_sizes', 'why_not']
+__all__: list[str] = ['Cache', 'Program', 'c_api', 'cache_size', 'forget_all_settings', 'forget_rows', 'last_rows', 'lookup', 'measure_copy', 'measure_peak', 'measure_read', 'remember', 'rows', 'set_settings', 'set_spin_us', 'struct_sizes', 'why_not']
 class Program:
     """
     Table ops bound to slots, strides and row functions.
@@ -69,6 +69,8 @@ def lookup(*key: typing.Any) -> typing.Any:
 def measure_copy(threads: typing.SupportsInt | typing.SupportsIndex, bytes: typing.SupportsInt | typing.SupportsIndex) -> float:
     ...
 def measure_peak(isa: str, dtype: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> float:
+    ...
+def measure_read(bytes: typing.SupportsInt | typing.SupportsIndex) -> float:
     ...
 def remember(program: Program, arrays: tuple, *key: typing.Any) -> None:
     """

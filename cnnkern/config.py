@@ -33,6 +33,7 @@ class Settings:
     isa: str | None = None
     num_threads: int | None = None
     precision: str = "f32"
+    tune: bool = False
 
 
 def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
@@ -65,6 +66,9 @@ def _checked(changes: dict[str, Any], where: Callable[[str], str]) -> dict[str, 
             value = _choice(where(field), value, PRECISIONS)
         elif field == "num_threads":
             value = _thread_count(where(field), value)
+        elif field == "tune":
+            if not isinstance(value, bool):
+                raise ArgumentError(f"{where(field)} must be True or False, got {show(value)}.")
         elif not isinstance(value, str) or not value:
             raise ArgumentError(f"{where(field)} must name a row such as 'cpp.direct.avx2', got {show(value)}.")
         checked[field] = value
@@ -94,7 +98,8 @@ _environment = _checked(
     {field: os.environ.get(name) or None for field, name in _ENVIRONMENT.items()}, _ENVIRONMENT.__getitem__
 )
 _environment_threads: int | None = _environment.pop("num_threads", None)  # set_num_threads wins over it
-_base = Settings(**_environment)
+_base = Settings(**_environment, tune=_natural("CNNKERN_TUNE", 0, 1) == 1)
+_cache_home = {name: os.environ.get(name) or "" for name in ("CNNKERN_CACHE_DIR", "XDG_CACHE_HOME", "LOCALAPPDATA")}
 _omp_threads = os.environ.get("OMP_NUM_THREADS", "")
 _set_threads: int | None = None  # by set_num_threads
 
@@ -157,6 +162,8 @@ class using:
         isa: the highest instruction set that may run: ``"scalar"``, ``"avx2"``, ``"avx512"``, ``"amx"``, ``"neon"``.
         num_threads: threads per call, from 1.
         precision: ``"strict"``, ``"f32"``, ``"fast"``, ``"bf16"``; an op's own argument wins.
+        tune: ``True``: the first call with new sizes times every row that may serve it and keeps the fastest, in memory
+            and in a file of the user's cache folder (``docs/choosing.md``). ``False``: rows are chosen by estimates.
 
     Raises:
         ArgumentError: a value that is not one of these. A choice that cannot serve an op is refused by that op.
@@ -170,8 +177,9 @@ class using:
         isa: str | None = None,
         num_threads: int | None = None,
         precision: str | None = None,
+        tune: bool | None = None,
     ) -> None:
-        changes = dict(backend=backend, kernel=kernel, isa=isa, num_threads=num_threads, precision=precision)
+        changes = dict(backend=backend, kernel=kernel, isa=isa, num_threads=num_threads, precision=precision, tune=tune)
         self._changes = _checked(changes, lambda field: f"using: {field}")
 
     def __enter__(self) -> Settings:
@@ -224,6 +232,20 @@ def _is_worker_process() -> bool:
     """Whether multiprocessing started this process; then it is loaded here (and importing it would cost 7 ms)."""
     multiprocessing = sys.modules.get("multiprocessing.process")
     return multiprocessing is not None and multiprocessing.parent_process() is not None
+
+
+def cache_dir() -> Path:
+    """Where files live that make later processes faster and that may be deleted at any time.
+
+    Raises:
+        RuntimeError: no variable names a folder and this user has no home.
+    """
+    if _cache_home["CNNKERN_CACHE_DIR"]:
+        return Path(_cache_home["CNNKERN_CACHE_DIR"])
+    general = Path(_cache_home["LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME"])
+    if not general.is_absolute():  # unset; or relative, which the XDG specification wants ignored
+        general = Path.home() / ("AppData/Local" if os.name == "nt" else ".cache")
+    return general / "cnnkern"
 
 
 @functools.cache

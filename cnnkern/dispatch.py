@@ -11,7 +11,7 @@ from . import config
 from .backends import Backend, load, load_all
 from .config import BACKENDS, Settings
 from .errors import ArgumentError, NoKernelError, show
-from .spec import ISA_LEVELS, OPS, Kernel, Request, op_name
+from .spec import ISA_LEVELS, OPS, ClassGeometry, Kernel, PointwiseGeometry, Request, op_name
 
 log = logging.getLogger("cnnkern")
 
@@ -23,7 +23,8 @@ class Verdict:
     name: str
     kernel: Kernel | None
     sentence: str
-    seconds: float | None = None  # the cost model's estimate, where the row has one
+    seconds: float | None = None  # the cost model's estimate for one core, where the row has one
+    measured: float | None = None  # what tuning measured, under using(tune=True)
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Explanation:
 
     def __str__(self) -> str:
         title = f"{op_name(self.request.op, self.request.geometry.rank)} {self.request.dtype} {self.request.layout}"
+        title += ", weights packed before" * self.request.prepacked
         width = max((len(v.name) for v in self.verdicts), default=0)
         return "\n".join([title, *(f"  {v.name:<{width}}  {v.sentence}" for v in self.verdicts)])
 
@@ -131,44 +133,104 @@ def _check_forced(settings: Settings) -> None:
             )
 
 
-def _verdicts(request: Request, settings: Settings) -> Iterator[Verdict]:
-    """Rows in the order of preference: backends as listed; inside one the lowest cost first, else table order."""
+def _verdicts(request: Request, settings: Settings, measure: bool) -> Iterator[Verdict]:
+    """Rows in the order of preference: backends as listed; inside one as ``_ranked``, then what cannot serve."""
+    tune = settings.tune
     for backend in load_all():
         if backend.reason is not None:
             yield Verdict(backend.name, None, backend.reason)
             continue
-        rows = []
-        for row in backend.kernels:
-            if row.op == request.op:
-                sentence = why_not(row, request, settings)
-                cost = row.cost(request) if row.cost and sentence is None else None
-                rows.append((row, sentence, cost))
-        rows.sort(key=lambda entry: (entry[1] is not None, entry[2] if entry[2] is not None else 0.0))
-        for row, sentence, cost in rows:
-            yield Verdict(row.full_name(request.geometry.rank, request.dtype), row, sentence or "", cost)
+        rows = [(row, why_not(row, request, settings)) for row in backend.kernels if row.op == request.op]
+        able = [row for row, sentence in rows if sentence is None]
+        estimates = _estimates(able, request)
+        ranked = _ranked(able, estimates)
+        times: dict[str, float] = {}
+        if tune and able:
+            from . import tuning  # on use: most processes never tune
+
+            times = (tuning.measure if measure else tuning.known)(_for_costs(request), ranked, estimates)
+            ranked = _by_time(ranked, times)
+            tune = False  # slower backends are no competitors
+        for row in ranked:
+            yield Verdict(
+                row.full_name(request.geometry.rank, request.dtype), row, "", estimates[row.name], times.get(row.name)
+            )
+        for row, sentence in rows:
+            if sentence is not None:
+                yield Verdict(row.full_name(request.geometry.rank, request.dtype), row, sentence)
 
 
-def explain_request(request: Request, settings: Settings | None = None) -> Explanation:
-    """Every row for this request with its sentence, the chosen one first among those that can serve."""
+def _for_costs(request: Request) -> Request:
+    """What estimates and measurements see: under "strict" one image, whose bits must be the same in any batch."""
+    geometry = request.geometry
+    if request.precision == "strict" and not isinstance(geometry, (PointwiseGeometry, ClassGeometry)):
+        return replace(request, geometry=replace(geometry, batch=min(geometry.batch, 1)))
+    return request
+
+
+def _estimates(rows: list[Kernel], request: Request) -> dict[str, float | None]:
+    """Seconds on one core by row name; None where the row has no model."""
+    request = _for_costs(request)
+    return {row.name: row.cost(request) if row.cost else None for row in rows}
+
+
+def _ranked(rows: list[Kernel], estimates: dict[str, float | None]) -> list[Kernel]:
+    """Lowest estimate first; table order if any row has none, since an estimate cannot be compared with nothing.
+
+    The best instruction set of each algorithm stands before the others, whatever their estimates: those differ by
+    tails there, which a model knows less well than that wider vectors are not slower.
+    """
+    costs = {name: cost for name, cost in estimates.items() if cost is not None}
+    if len(costs) < len(estimates):
+        return rows
+    best = {row.algorithm: row.name for row in reversed(rows)}
+    return sorted(rows, key=lambda row: (row.name != best[row.algorithm], costs[row.name]))
+
+
+WORTH = 0.97  # a measured row displaces the estimate's choice below this part of its time: less is noise
+
+
+def _by_time(ranked: list[Kernel], times: dict[str, float]) -> list[Kernel]:
+    """Measured rows by time, then the others as they were."""
+    first = ranked[0].name
+    times = {name: time * (WORTH if name == first else 1.0) for name, time in times.items()}
+    return sorted(ranked, key=lambda row: times.get(row.name, float("inf")))
+
+
+def explain_request(request: Request, settings: Settings | None = None, measure: bool = False) -> Explanation:
+    """Every row for this request with its sentence, the chosen one first among those that can serve.
+
+    measure: under ``tune``, time the rows if no earlier call did; else only what is known counts.
+    """
     settings = settings or config.current()
     _check_forced(settings)
     chosen: Kernel | None = None
     lines = []
-    for verdict in _verdicts(request, settings):
+    for verdict in _verdicts(request, settings, measure):
         sentence = verdict.sentence
         if verdict.kernel is not None and not sentence:
             sentence = "can serve"
             if chosen is None:
                 chosen, sentence = verdict.kernel, "chosen"
-            if verdict.seconds is not None:
-                sentence += f", estimated {verdict.seconds * 1e3:.3g} ms"
-        lines.append(Verdict(verdict.name, verdict.kernel, sentence, verdict.seconds))
+            if verdict.measured is not None:
+                sentence += f", tuned: {_duration(verdict.measured)} measured"
+            elif verdict.seconds is not None:
+                sentence += f", estimated {_duration(verdict.seconds)} on one core"
+        lines.append(replace(verdict, sentence=sentence))
     return Explanation(request, chosen, tuple(lines))
+
+
+def _duration(seconds: float) -> str:
+    """1.23 ms, 45.6 us, 7.89 s."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}" if seconds < 1000 else f"{seconds:.0f} s"
+    return f"{seconds * 1e6:.3g} us"
 
 
 @functools.lru_cache(maxsize=4096)
 def _choose(request: Request, settings: Settings) -> Kernel:
-    explanation = explain_request(request, settings)
+    explanation = explain_request(request, settings, measure=True)
     if explanation.chosen is None:
         raise NoKernelError(f"no kernel can serve this request:\n{explanation}")
     if settings.backend is None and settings.kernel is None:
@@ -183,7 +245,15 @@ def choose(request: Request) -> Kernel:
         NoKernelError: no row can serve; the message lists every row's sentence.
         ArgumentError: a forced row or ISA does not exist here.
     """
-    return _choose(request, replace(config.current(), num_threads=None))
+    return _choose(_without_values(request), replace(config.current(), num_threads=None))
+
+
+def _without_values(request: Request) -> Request:
+    """Without options that no choice depends on: a new seed in each call would fill the memory of choices."""
+    values = OPS[request.op].values
+    if not values:
+        return request
+    return replace(request, options=tuple(option for option in request.options if option[0] not in values))
 
 
 _noted: set[str] = set()

@@ -7,6 +7,7 @@ but its result. Everything else takes the slow path below.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,6 +130,20 @@ def run_rows(call: Call, kernels: tuple[Kernel, ...], arrays: tuple[np.ndarray |
     if isinstance(call.returns, tuple):
         return _pick(slots, call.returns)
     return slots[call.returns]
+
+
+def runner(call: Call, kernel: Kernel, arrays: tuple[np.ndarray | None, ...]) -> Callable[[], Any]:
+    """A function that runs a call of one step on these arrays again and again: what tuning times.
+
+    A step of a plan (``prepacked``) has its weights packed here and not in the function.
+    """
+    if kernel.backend != "cpp":
+        return functools.partial(run_rows, call, (kernel,), arrays)
+    from .backends import cpp
+
+    if call.steps[0].request.prepacked:
+        return functools.partial(cpp.packed_program(call, kernel, arrays, None).run, arrays)
+    return functools.partial(cpp.program(call, (kernel,), arrays).run, arrays)
 
 
 class Prepared:

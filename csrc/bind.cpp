@@ -226,6 +226,32 @@ double measure_copy(int threads, int64_t bytes) {
   return best * 1e-9;
 }
 
+// A buffer read over and over by this thread, best of several: GB/s. Loads of 16 bytes, two in a cycle, are more than
+// any last-level cache gives.
+double measure_read(int64_t bytes) {
+  typedef uint64_t Vector __attribute__((vector_size(16)));
+  const size_t steps = (size_t(bytes) + 63) / 64;
+  const int64_t passes = 1 + (int64_t(1) << 26) / bytes;
+  const Buffer buffer(aligned_bytes(steps * 64));
+  py::gil_scoped_release release;
+  std::memset(buffer.get(), 1, steps * 64);
+  double best = 0;
+  volatile uint64_t sink = 0;  // or nothing would be read
+  for (int repeat = 0; repeat < 12; repeat++) {
+    const double start = seconds();
+    Vector a{}, b{}, c{}, d{};
+    for (int64_t pass = 0; pass < passes; pass++) {
+      const Vector* p = static_cast<const Vector*>(buffer.get());
+      for (size_t i = 0; i < steps; i++, p += 4) a += p[0], b += p[1], c += p[2], d += p[3];
+    }
+    a += b + c + d;
+    sink = sink + a[0] + a[1];
+    const double rate = double(steps) * 64 * double(passes) / (seconds() - start);
+    best = rate > best ? rate : best;
+  }
+  return best * 1e-9;
+}
+
 // The function table for other glue (JAX handlers, C++ users): found under the capsule's name, versioned.
 struct CApi {
   int64_t size, version;
@@ -302,6 +328,7 @@ PYBIND11_MODULE(_cnnkern_core, m, py::mod_gil_not_used()) {
   m.def("set_spin_us", &ck_parallel_set_spin_us, py::arg("microseconds"));
   m.def("measure_peak", &measure_peak, py::arg("isa"), py::arg("dtype"), py::arg("threads"));
   m.def("measure_copy", &measure_copy, py::arg("threads"), py::arg("bytes"));
+  m.def("measure_read", &measure_read, py::arg("bytes"));
   m.attr("c_api") = py::capsule(static_cast<const void*>(&c_api), "cnnkern.c_api.v1");
   if (PyModule_AddFunctions(m.ptr(), fast_methods)) throw py::error_already_set();
   main_thread.store(py::module_::import("threading").attr("main_thread")().attr("ident").cast<unsigned long>());

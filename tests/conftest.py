@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import cnnkern
+from choosing import cache_folder, races, table  # noqa: F401  (fixtures)
 from cnnkern import config
 from cnnkern.dispatch import backends
 from matrix import ROWS, missing

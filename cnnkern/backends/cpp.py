@@ -30,6 +30,7 @@ from ..spec import (
     ResizeGeometry,
 )
 from ..spec.sentences import bad_index, bad_label, index_shape
+from . import cpp_cost
 
 if TYPE_CHECKING:
     from ..plan import Call
@@ -265,6 +266,7 @@ def kernels() -> list[Kernel]:
             run=_run,
             prepare=functools.partial(_prepare, rows),
             why_not=functools.partial(_why_not, rows),
+            cost=cpp_cost.cost(op, algorithm, isa),
         )
         for (op, algorithm, isa), rows in _ROWS.items()
     ]

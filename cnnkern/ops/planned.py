@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ class Conv2dPlan:
     """
 
     def __init__(self, request: Request, weight: np.ndarray, bias: np.ndarray | None) -> None:
-        self._requests = {False: request, True: _with_residual(request)}
+        request = replace(request, prepacked=True)
+        with_residual = replace(request, options=tuple(sorted((*request.options, ("residual", True)))))
+        self._requests = {False: request, True: with_residual}
         self._prepared = plan.Prepared(dispatch.choose(request))
         # Copies: a plan's results must not change when the caller goes on training these arrays.
         self._weight = plan.empty(weight.shape, weight.dtype)
@@ -89,18 +92,6 @@ class Conv2dPlan:
         return f"<plan_conv2d {self.x_shape} -> {self.out_shape}, {self.kernel}, {self.packed_bytes} bytes packed>"
 
 
-def _with_residual(request: Request) -> Request:
-    return Request(
-        request.op,
-        request.geometry,
-        request.dtype,
-        request.layout,
-        request.precision,
-        request.device,
-        tuple(sorted((*request.options, ("residual", True)))),
-    )
-
-
 def plan_conv2d(
     weight: Array,
     bias: Array | None = None,
@@ -116,7 +107,8 @@ def plan_conv2d(
 ) -> Conv2dPlan:
     """Choose the kernel of a 2-dimensional convolution and pack its weights, once for many inputs.
 
-    Computes what ``conv2d`` does with the same arguments, bit for bit.
+    Computes what ``conv2d`` does with the same arguments: bit for bit under ``precision="strict"`` and wherever both
+    choose the same kernel. A plan may choose another one, because its calls do not pay for packing weights.
 
     Args:
         weight: (Cout, Cin / groups, kh, kw). float32 or float64 (float16, bfloat16 where a row serves them). Copied.
@@ -131,7 +123,8 @@ def plan_conv2d(
         ShapeError, DTypeError, ArgumentError: as ``conv2d``. NoKernelError: a forced row cannot serve.
 
     Notes:
-        Settings of ``using`` count when the plan is made (the kernel) and at each call (the number of threads).
+        Settings of ``using`` count when the plan is made (the kernel, ``tune`` too) and at each call (the number of
+        threads). ``explain("conv2d:...@plan=1")`` says what a plan would choose.
 
     Example:
         >>> plan = ck.plan_conv2d(np.ones((4, 3, 3, 3), np.float32), x_shape=(1, 3, 8, 8), padding=1)

@@ -76,8 +76,16 @@ class Problem:
     row: str | None = None
 
     def request(self) -> Request:
-        """The request, without name, count and the ways of running."""
-        return Request(self.op, self.geometry, self.dtype, self.layout, self.precision, options=self.options)
+        """The request, without name, count and the ways of running that no choice of a kernel may see."""
+        return Request(
+            self.op,
+            self.geometry,
+            self.dtype,
+            self.layout,
+            self.precision,
+            options=self.options,
+            prepacked=self.plan,
+        )
 
     @property
     def op_name(self) -> str:
@@ -165,7 +173,8 @@ def from_request(request: Request) -> Problem:
     geometry = request.geometry
     if isinstance(geometry, PointwiseGeometry) and not 1 <= len(geometry.shape) <= 5:
         geometry = PointwiseGeometry((prod(geometry.shape),))
-    return Problem(request.op, geometry, request.dtype, request.layout, request.precision, request.options)
+    plan = request.prepacked
+    return Problem(request.op, geometry, request.dtype, request.layout, request.precision, request.options, plan=plan)
 
 
 def parse(text: str) -> Problem:

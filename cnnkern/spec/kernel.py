@@ -26,8 +26,9 @@ class Request:
     """One table op to be computed: equal requests get equal answers.
 
     ``op`` is the table op without rank ("conv", "max_pool_grad"); ``dtype`` the short name of the main operand's type
-    ("f32"); ``options`` the op's options that differ from their defaults, sorted by name. Number of threads and memory
-    addresses are deliberately absent: a choice that saw them would break "same bits for any number of threads".
+    ("f32"); ``options`` the op's options that differ from their defaults, sorted by name; ``prepacked`` says that a
+    plan packs the weights, so that a call does not pay for it. Number of threads and memory addresses are deliberately
+    absent: a choice that saw them would break "same bits for any number of threads".
     """
 
     op: str
@@ -37,6 +38,7 @@ class Request:
     precision: str = "f32"
     device: str = "cpu"
     options: tuple[tuple[str, Any], ...] = ()
+    prepacked: bool = False
 
     def option(self, name: str) -> Any:
         for key, value in self.options:
@@ -49,7 +51,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A row of the table of kernels. Columns give generic refusals, ``why_not`` the algorithm's own conditions."""
+    """A row of the table of kernels. Columns give generic refusals, ``why_not`` the algorithm's own conditions.
+
+    ``cost`` estimates seconds on one core, None where it cannot; a row without it has its place in the table alone.
+    """
 
     op: str
     backend: str
@@ -62,7 +67,7 @@ class Kernel:
     run: Callable[[Any, tuple, tuple], None] = field(repr=False)
     prepare: Callable[[Request, dict | None], Any] = field(repr=False)
     why_not: Callable[[Request], str | None] = field(default=lambda request: None, repr=False)
-    cost: Callable[[Request], float] | None = field(default=None, repr=False)
+    cost: Callable[[Request], float | None] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:

@@ -77,6 +77,7 @@ class OpSpec:
     outputs: tuple[Operand, ...]
     flops: Callable[[Request], int]
     options: dict[str, Any] = field(default_factory=dict)  # name -> default
+    values: tuple[str, ...] = ()  # options that say what is computed but not how: no choice of a row depends on them
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -370,6 +371,7 @@ OPS: dict[str, OpSpec] = {
         (Operand("out", _same, map=False), Operand("mask", _same, map=False, dtype="bool")),
         _touch,
         {"p": 0.5, "seed": 0},
+        values=("seed",),
     ),
     "dropout_grad": OpSpec(
         "dropout_grad",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .bench import bench
+from .calibrate import calibrate
 from .doctor import doctor
 from .explain import explain
 from .listing import list_
@@ -22,5 +23,5 @@ def main() -> None:
     """
 
 
-for command in (bench, list_, explain, doctor):
+for command in (bench, list_, explain, calibrate, doctor):
     main.add_command(command)

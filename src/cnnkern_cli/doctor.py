@@ -28,6 +28,9 @@ def doctor(json_file: str | None) -> None:
     for name, value in facts["software"].items():
         if name not in ("cnnkern", "build") and value:
             click.echo(f"  {name:<10} {value}")
+    click.echo(
+        f"  {'estimates':<10} {ck.ceilings()['file'] or 'from defaults; cnnkern calibrate measures this machine'}"
+    )
     click.echo("build")
     for name, value in ck.build_info().items():
         click.echo(f"  {name:<10} {value}")

@@ -12,11 +12,12 @@ import cnnkern as ck
 @click.option("--backend", help="As if this backend were forced.")
 @click.option("--kernel", help="As if this row were forced.")
 @click.option("--isa", help="As if this were the highest instruction set.")
-def explain(case: str, backend: str | None, kernel: str | None, isa: str | None) -> None:
-    """Say which kernel would compute CASE, and why every other one would not."""
+@click.option("--tune", is_flag=True, default=None, help="As if kernels were tuned: by the times that tuning has kept.")
+def explain(case: str, backend: str | None, kernel: str | None, isa: str | None, tune: bool | None) -> None:
+    """Say which kernel would compute CASE, how long each one should take, and why every other one cannot serve."""
     try:
         problem = ck.problem.parse(case)
-        with ck.using(backend=backend, kernel=kernel or problem.row, isa=isa):
+        with ck.using(backend=backend, kernel=kernel or problem.row, isa=isa, tune=tune):
             text = str(ck.explain(str(problem)))
     except (ck.ArgumentError, ck.ShapeError, ck.DTypeError) as error:
         raise click.UsageError(str(error)) from None

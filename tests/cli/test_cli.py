@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import cnnkern
+import cnnkern.roofline
 import cnnkern_bench
 from cnnkern_cli import main
+from matrix import needs_native
 
 CASE = "conv2d:mb1ic3ih6oc4oh6kh3ph1"
 SMALL = ["--backend", "reference", "--launches", "1", "--progress", "none"]
@@ -165,6 +168,42 @@ def test_explain() -> None:
     assert done.stdout.startswith('conv2d:mb1ic3ih6oc4oh6kh3ph1n"a"\n')
     assert "chosen" in done.stdout and "weight (4, 3, 3, 3) float32" in done.stdout
     assert call("explain", "conv2d:mb1").exit_code == 2
+
+
+@needs_native
+def test_explain_shows_estimates_and_with_tune_what_was_measured(cache_folder) -> None:
+    case = "conv2d:mb1ic3ih6oc4kh3ph1"
+    assert "chosen, estimated " in call("explain", case).stdout
+    assert "measured" not in call("explain", case, "--tune").stdout  # explaining measures nothing
+    with cnnkern.using(tune=True):
+        cnnkern.dispatch.choose(cnnkern.problem.parse(case).request())
+    assert "measured" not in call("explain", case).stdout
+    assert "chosen, tuned: " in call("explain", case, "--tune").stdout
+    assert "weights packed before" in call("explain", f"{case}@plan=1").stdout
+
+
+@needs_native
+def test_calibrate(monkeypatch, cache_folder) -> None:
+    shown = call("calibrate", "--show")
+    assert shown.exit_code == 0 and "defaults, not measured" in shown.stdout and not cache_folder.exists()
+    for name in ("measure_peak", "measure_copy", "measure_read"):
+        monkeypatch.setattr(cnnkern.machine, name, lambda *arguments: 12.5)
+    done = call("calibrate")
+    assert done.exit_code == 0, done.output
+    (path,) = cache_folder.iterdir()
+    assert f"kept in {path}; later processes use it" in done.stdout and done.stdout.count("12.5 G") >= 4
+    cnnkern.roofline.current.cache_clear()
+    assert str(path) in call("calibrate", "--show").stdout
+    assert str(path) in call("doctor").stdout
+
+
+def test_calibrate_without_the_native_module_is_exit_5(monkeypatch) -> None:
+    def missing():
+        raise cnnkern.NoKernelError("calibrate needs the native module")
+
+    monkeypatch.setattr(cnnkern, "calibrate", missing)
+    done = call("calibrate")
+    assert done.exit_code == 5 and "needs the native module" in done.stderr
 
 
 def test_doctor(tmp_path) -> None:

@@ -1,0 +1,336 @@
+"""How long a native convolution should take on one core: the cost model behind the choice of an algorithm.
+
+Each part of an algorithm is two numbers, operations and bytes, and takes the sum of their times. (The longer of them, a
+roofline, is a bound; of 16 layers measured on one core the sum was the better estimate, by up to a half.)
+
+    seconds = call + sum over parts of operations / (0.95 * peak) + bytes / bandwidth
+
+Parts that run one after the other are added: packing weights (not for a plan, which packed them before), then the
+walk. Operations are vector instructions times two lanes, what a multiply-add does in their place, so multiply-adds on
+padding, loads, shuffles and the additions of a transform count by the time they take and not by what they compute.
+Bytes are the arrays, each moved once, and the weights that a walk reads again for each strip. Arrays are taken to lie
+in the last-level cache if they fit half of it, as behind another layer; else in memory.
+
+It orders algorithms; as a prediction it is good to perhaps a third. It knows nothing of threads (``roofline.py``).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil, log2, prod
+
+from .. import roofline
+from ..spec import ConvGeometry, Request, numpy_dtype
+
+VECTOR_BYTES = {"scalar": 16, "avx2": 32, "avx512": 64, "neon": 16}  # csrc/cpu/target_*.cpp
+TILE_PIXELS = {"scalar": 6, "avx2": 6, "avx512": 14, "neon": 12}
+_REACHED = 0.95  # of the peak, by a register tile without tails
+_LATENCY = 8  # multiply-adds in flight on two units: a tile with fewer accumulators waits
+_STRIP = 448  # outputs for which a walk reads all weights once
+_ROWS_LOAD = 11  # instructions per 64 bytes loaded unaligned from the second-level cache (Zen 5, measured: 10 to 15)
+_GRAD_STRIP = 196  # outputs summed between two visits of the weight gradient
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """One core as an algorithm of this instruction set and type sees it."""
+
+    isa: str
+    item: int  # bytes of an element in memory
+    lanes: int
+    peak: float
+    roofs: roofline.Ceilings
+
+    def part(self, slots: float, arrays: float, streamed: float = 0.0) -> float:
+        """Seconds of a part: vector instructions, bytes of arrays, bytes of weights read from the last-level cache."""
+        bandwidth = self.roofs.cache if arrays <= roofline.last_level() / 2 else self.roofs.memory
+        return slots * 2 * self.lanes / (_REACHED * self.peak) + arrays / bandwidth + streamed / self.roofs.cache
+
+    def shuffles(self) -> float:
+        """Instructions per vector of a transposition in registers: one shuffle per cycle, where two others start."""
+        return 2 * log2(self.lanes)
+
+    def again(self, weights: float, times: float) -> float:
+        """Bytes of weights read ``times`` times beyond the first; nothing if they stay in the second-level cache."""
+        return 0.0 if weights <= roofline.second_level() / 2 else weights * max(0.0, times - 1)
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """A convolution or its input gradient, as reads, sums and writes: the gradient reads y's channels and writes x's.
+
+    ``steps``: (output, tap) pairs of one image, channel read and channel written. ``row``: neighbouring outputs that
+    share their taps; a 1x1 window with stride 1 makes one row of all.
+    """
+
+    images: int
+    groups: int
+    reads: int  # channels per group
+    writes: int
+    taps: int
+    steps: float
+    row: int
+    inputs: int  # elements per image and channel
+    outputs: int
+    axes: tuple[int, ...]  # sizes of the outputs
+    window: tuple[int, ...]
+    last: bool  # channels are the arrays' last axis
+    packed: bool  # a plan has packed the weights
+
+    @property
+    def weights(self) -> int:
+        return self.groups * self.reads * self.writes * self.taps
+
+
+def _walk(request: Request) -> _Walk:
+    g = request.geometry
+    assert isinstance(g, ConvGeometry)
+    backward = request.op == "conv_grad_input"
+    flat = prod(g.kernel) == prod(g.stride) == 1
+    into, out = (g.output, g.input) if backward else (g.input, g.output)
+    per_axis = zip(out, g.kernel, g.stride) if backward else zip(out, g.kernel, (1,) * g.rank)
+    row = ceil(g.input[-1] / g.stride[-1]) if backward else g.output[-1]
+    channels = g.in_channels // g.groups, g.out_channels // g.groups
+    return _Walk(
+        images=g.batch,
+        groups=g.groups,
+        reads=channels[backward],
+        writes=channels[not backward],
+        taps=prod(g.kernel),
+        steps=prod(size * taps / stride for size, taps, stride in per_axis),
+        row=max(1, g.batch * prod(out) if flat else row),
+        inputs=prod(into),
+        outputs=prod(out),
+        axes=out,
+        window=g.kernel,
+        last=request.layout == "NHWC",
+        packed=request.prepacked,
+    )
+
+
+def _tile(pixels: float, vectors: float) -> float:
+    """Instructions per product step of a register tile: multiply-adds, or loads (two per cycle too), or latency."""
+    return max(pixels * vectors, pixels + vectors, _LATENCY)
+
+
+def _per_pixel(m: _Machine, length: int, channels: int, pairs: bool = False) -> float:
+    """Instructions of the register tile per pixel of a row of ``length`` and per product; lanes are ``channels``.
+
+    pairs: two short rows share a tile.
+    """
+    most = TILE_PIXELS[m.isa]
+    pixels = length / ceil(length / most)
+    if pairs and 2 * pixels <= most:
+        pixels *= 2
+    blocks, rest = divmod(channels, 2 * m.lanes)
+    slots = blocks * _tile(pixels, 2)
+    if rest:
+        slots += _tile(pixels, 1 if rest <= m.lanes else 2)
+    return slots / pixels
+
+
+def _packing(m: _Machine, w: _Walk, elements: float, slots: float) -> float:
+    """Weights to their packed form within the call: ``elements``, ``slots`` per vector of them."""
+    if w.packed:
+        return 0.0
+    return m.part(elements / m.lanes * slots, (w.weights + elements) * m.item)
+
+
+def _arrays(m: _Machine, w: _Walk) -> float:
+    """Bytes of input and output."""
+    return w.images * w.groups * (w.reads * w.inputs + w.writes * w.outputs) * m.item
+
+
+def _vectors(m: _Machine, w: _Walk) -> tuple[float, float]:
+    """Vectors of channels in all inputs and in all outputs, the last one of a group partly empty."""
+    images = w.images * w.groups
+    return images * w.inputs * ceil(w.reads / m.lanes), images * w.outputs * ceil(w.writes / m.lanes)
+
+
+def _direct(m: _Machine, w: _Walk) -> float:
+    packed = w.groups * w.reads * w.taps * ceil(w.writes / m.lanes) * m.lanes
+    products = w.images * w.groups * w.reads * w.steps * _per_pixel(m, w.row, w.writes, pairs=True)
+    into, out = _vectors(m, w)
+    moves = into * (3 + m.shuffles() * w.last) + out * (5 + m.shuffles() * (not w.last))
+    visits = max(1.0, w.images * w.outputs / _STRIP)
+    if not w.packed and visits <= 2:  # a block of weights is packed into the core's own cache just before each use
+        late = visits * m.part(packed / m.lanes * (2 + m.shuffles()), w.weights * m.item)
+        return late + m.part(products + moves, _arrays(m, w))
+    walk = m.part(products + moves, _arrays(m, w) + packed * m.item, m.again(packed * m.item, visits))
+    return _packing(m, w, packed, 2 + m.shuffles()) + walk
+
+
+def _rows(m: _Machine, w: _Walk) -> float:
+    """Lanes are the pixels of a row; up to 4 channels written share a load, which is what the loop waits for."""
+    most = 4 if m.isa == "avx512" else 3
+    vectors = ceil(w.row / m.lanes)
+    tiles = ceil(vectors / most)
+    blocks, rest = divmod(w.writes, 4)
+    loads = _ROWS_LOAD * VECTOR_BYTES[m.isa] / 64 * vectors / tiles
+    slots = tiles * sum(max(k * vectors / tiles, loads) * n for k, n in ((4, blocks), (rest, rest > 0)))
+    products = w.images * w.groups * w.reads * w.steps / w.row * slots
+    moves = w.images * w.groups * (w.reads * w.inputs / m.lanes * 3 + w.writes * w.outputs * vectors / w.row * 5)
+    moves += w.last * m.shuffles() * sum(_vectors(m, w))
+    copied = 2.0 * w.images * w.weights  # weight by weight, for each image at least
+    return m.part(products + moves + copied, _arrays(m, w) + w.weights * m.item)
+
+
+def _depthwise(m: _Machine, w: _Walk) -> float:
+    """Lanes are channels in NHWC, pixels in NCHW; weights stay in registers."""
+    maps = w.groups * w.writes
+    vectors = ceil(maps / m.lanes) / m.lanes if w.last else maps * ceil(w.row / m.lanes) / w.row
+    steps = w.reads * w.steps + 4 * w.outputs  # a load for each new column of the window, epilogue, store
+    return m.part(w.images * vectors * steps, _arrays(m, w) + w.weights * m.item)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """A Winograd algorithm F(outputs, taps) on both axes: instructions of its transforms per tile (weights: per filter)
+    and vector, with loads and stores."""
+
+    outputs: int
+    taps: int
+    input: int
+    inverse: int
+    weights: int
+
+    @property
+    def cells(self) -> int:
+        return (self.outputs + self.taps - 1) ** 2
+
+    def tiles(self, w: _Walk) -> int:
+        return w.images * prod(ceil(size / self.outputs) for size in w.axes)
+
+
+_FORMS = (  # arithmetic, then loads and stores
+    _Form(4, 3, input=144 + 36 + 36, inverse=100 + 36 + 16, weights=54 + 9 + 36),
+    _Form(2, 5, input=144 + 36 + 36, inverse=48 + 36 + 4, weights=154 + 25 + 36),
+)
+_SMALL_FORMS = (_Form(2, 3, input=32 + 16 + 16, inverse=24 + 16 + 4, weights=28 + 9 + 16),)
+_TILES_TOGETHER = 64  # tiles for which the products read all transformed weights once
+_WINOGRAD_REACHED = 0.85  # of what direct reaches: transforms wait for loads and stores
+
+
+def _form(forms: tuple[_Form, ...], w: _Walk) -> _Form | None:
+    return next((form for form in forms if w.window == (form.taps, form.taps)), None)
+
+
+def _winograd(forms: tuple[_Form, ...], m: _Machine, w: _Walk) -> float | None:
+    form = _form(forms, w)
+    if form is None:
+        return None
+    tiles = form.tiles(w)
+    filters = w.groups * w.reads * ceil(w.writes / m.lanes)  # vectors of them
+    transformed = filters * m.lanes * form.cells * m.item
+    products = w.groups * form.cells * tiles * w.reads * _per_pixel(m, max(1, tiles), w.writes)
+    transforms = w.groups * tiles * (ceil(w.reads / m.lanes) * form.input + ceil(w.writes / m.lanes) * form.inverse)
+    moves = sum(_vectors(m, w)) * m.shuffles() * (not w.last)
+    slots = (products + transforms + moves) / _WINOGRAD_REACHED
+    visits = max(1.0, tiles / _TILES_TOGETHER)  # of all transformed weights
+    walk = m.part(slots, _arrays(m, w) + transformed, m.again(transformed, visits))
+    if w.packed:
+        return walk
+    early = m.part(filters * _transform(m, form), w.weights * m.item + transformed) + walk
+    # Many weights, or few tiles: transformed in the core's own cache, anew for each group of tiles.
+    late = visits * m.part(filters * _transform(m, form), w.weights * m.item, transformed)
+    return min(early, late + m.part(slots, _arrays(m, w)))
+
+
+def _transform(m: _Machine, form: _Form) -> float:
+    """Instructions for a vector of filters, channels first in memory and last in the transformed ones."""
+    return form.weights + form.taps**2 * m.shuffles()
+
+
+_SPLIT = {"split6": (6, 3), "split3": (3, 2), "split1": (1, 1)}  # products, and bfloat16 parts of a float32
+_AMX = 32  # pixels and channels of two tiles, and products of a step
+
+
+def _matrix(products: int, m: _Machine, w: _Walk) -> float:
+    """Seconds of the tile products: 32 outputs by 32 channels by 32 channels, the pad column of each row computed."""
+    pixels = ceil(w.images * w.outputs * (1 + (w.taps > 1) / w.row) / _AMX) * _AMX
+    padded = ceil(w.reads / _AMX) * ceil(w.writes / _AMX) * _AMX**2 * w.groups
+    operations = 2.0 * products * pixels * padded * (w.steps / w.outputs if w.outputs else 0.0)
+    return operations / (_REACHED * m.roofs.peaks["amx.bf16"])
+
+
+def _split(algorithm: str, m: _Machine, w: _Walk) -> float:
+    """Operands as sums of bfloat16 parts, multiplied on AMX tiles; splitting and write-back in AVX-512."""
+    products, parts = _SPLIT[algorithm]
+    packed = ceil(w.reads / _AMX) * ceil(w.writes / _AMX) * _AMX**2 * w.groups * w.taps * 2 * parts / m.item
+    into, out = _vectors(m, w)
+    splitting = 2 + m.shuffles() + 4 * parts
+    moves = into * splitting + out * (5 + m.shuffles() * (not w.last))
+    streamed = m.again(packed * m.item, w.images * w.outputs / _STRIP)
+    moving = m.part(0.0, _arrays(m, w) + packed * m.item, streamed)
+    walk = max(_matrix(products, m, w) + m.part(moves, 0.0), moving)
+    return _packing(m, w, packed, splitting) + walk
+
+
+def _grad_weight(m: _Machine, w: _Walk, slots: float) -> float:
+    """The arrays transposed to channels last; the gradient written, from the second strip on in a packed form first."""
+    moves = sum(_vectors(m, w)) * (3 + m.shuffles() * (not w.last))
+    packed = w.groups * w.reads * w.taps * ceil(w.writes / m.lanes) * m.lanes
+    passes = 1 if w.images * w.outputs <= _GRAD_STRIP else 3
+    return m.part(slots + moves + 3 * packed / m.lanes, _arrays(m, w) + passes * packed * m.item)
+
+
+def _grad_weight_direct(m: _Machine, w: _Walk) -> float:
+    """A tile holds neighbouring elements of a row of the window, taps and channels, and sums over pixels."""
+    run = max(1, w.window[-1] * w.reads)
+    return _grad_weight(m, w, w.images * w.groups * w.steps * w.reads * _per_pixel(m, run, w.writes))
+
+
+def _grad_weight_winograd(forms: tuple[_Form, ...], m: _Machine, w: _Walk) -> float | None:
+    """F(taps, outputs): both arrays transformed, products summed over all tiles, one inverse transform."""
+    form = _form(forms, w)
+    if form is None:
+        return None
+    products = form.cells * w.reads * _per_pixel(m, max(1, w.reads), w.writes)
+    transforms = ceil(w.reads / m.lanes) * form.input + ceil(w.writes / m.lanes) * form.inverse
+    filters = w.groups * w.reads * ceil(w.writes / m.lanes)
+    sums = filters * m.lanes * form.cells * m.item
+    back = m.part(filters * _transform(m, form), 0.0, 2 * sums)  # written, then read
+    return back + _grad_weight(m, w, w.groups * form.tiles(w) * (products + transforms) / _WINOGRAD_REACHED)
+
+
+def _grad_weight_split(algorithm: str, m: _Machine, w: _Walk) -> float:
+    products, parts = _SPLIT[algorithm]
+    return _matrix(products, m, w) + _grad_weight(m, w, sum(_vectors(m, w)) * 4 * parts)
+
+
+_Model = Callable[[_Machine, _Walk], "float | None"]
+_FORWARD: dict[str, _Model] = {
+    "direct": _direct,
+    "rows": _rows,
+    "depthwise": _depthwise,
+    "winograd": functools.partial(_winograd, _FORMS),
+    "winograd_f2": functools.partial(_winograd, _SMALL_FORMS),
+    **{name: functools.partial(_split, name) for name in _SPLIT},
+}
+_GRAD_WEIGHT: dict[str, _Model] = {
+    "direct": _grad_weight_direct,
+    "depthwise": _depthwise,
+    "winograd": functools.partial(_grad_weight_winograd, _FORMS),
+    "winograd_f2": functools.partial(_grad_weight_winograd, _SMALL_FORMS),
+    **{name: functools.partial(_grad_weight_split, name) for name in _SPLIT},
+}
+_MODELS = {"conv": _FORWARD, "conv_grad_input": _FORWARD, "conv_grad_weight": _GRAD_WEIGHT}
+
+
+def cost(op: str, algorithm: str, isa: str) -> Callable[[Request], float | None] | None:
+    """The column ``Kernel.cost`` of a native row: seconds of a request on one core; None where there is no model."""
+    model = _MODELS.get(op, {}).get(algorithm)
+    return None if model is None else functools.partial(_seconds, model, isa)
+
+
+def _seconds(model: _Model, isa: str, request: Request) -> float | None:
+    roofs = roofline.current()
+    item = numpy_dtype(request.dtype).itemsize
+    dtype = "f64" if request.dtype == "f64" else "f32"  # shorter types are widened
+    vectors = "avx512" if isa == "amx" else isa  # beside its tiles, such a row computes in AVX-512
+    lanes = VECTOR_BYTES[vectors] * 8 // int(dtype[1:])
+    machine = _Machine(vectors, item, lanes, roofs.peaks[f"{vectors}.{dtype}"], roofs)
+    seconds = model(machine, _walk(request))
+    return None if seconds is None else roofs.call + seconds
