@@ -139,7 +139,7 @@ def test_values_that_are_no_choice_are_refused_at_once(how: dict, sentence: str)
     ("how", "sentence"),
     [
         ({"kernel": "cuda.direct"}, "kernel 'cuda.direct' names no backend. Begin with one of cpp, reference."),
-        ({"kernel": "cpp.magic"}, "kernel 'cpp.magic' names no row. Rows of cpp: cpp.direct."),
+        ({"kernel": "cpp.magic"}, "kernel 'cpp.magic' names no row. Rows of cpp: cpp.depthwise."),
         ({"kernel": "cpp.direct.amx"}, "kernel 'cpp.direct.amx' names no row."),
         ({"kernel": "cpp.direct.avx2.f32"}, "kernel 'cpp.direct.avx2.f32' names no row."),
     ],

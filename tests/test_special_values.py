@@ -34,6 +34,8 @@ _EACH_ELEMENT = (
     "g2mb1ic6ih5iw6oc4kh3dh1ph2@bias=1",
     "mb1ic33ih2iw3oc4kh1@act=relu",
     "g3mb1ic3ih5iw20oc3kh3ph1",
+    "g9mb1ic9ih4iw5oc9kh3ph1@act=relu",
+    "g8mb1ic8ih2iw25oc8kh3ph1",
     "mb1ic9ih6iw7oc10kh3ph1@bias=1",
 )
 
@@ -108,6 +110,8 @@ _PADDED = (
     "g4mb1ic4ih4iw9oc4kh3ph3",
     "mb1ic3ih13iw33oc4kh3sh4ph3",
     "mb1ic8ih6iw5oc9kh3ph4",
+    "g16mb1ic16ih4iw26oc16kh3ph3",
+    "g16mb1ic16ih13iw7oc16kh3sh4ph3",
     *_MANY_OUTPUTS,
 )
 

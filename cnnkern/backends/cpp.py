@@ -287,7 +287,8 @@ def _sizes(g: Any) -> dict[str, int]:
     """What the names in a native row's sentence stand for (csrc/cnnkern.h)."""
     sizes = {}
     if isinstance(g, ConvGeometry):
-        sizes = {"in_per_group": g.in_channels // g.groups, "out_per_group": g.out_channels // g.groups}
+        sizes = {"groups": g.groups}
+        sizes |= {"in_per_group": g.in_channels // g.groups, "out_per_group": g.out_channels // g.groups}
     if isinstance(g, PoolGeometry):
         sizes["cells"] = math.prod(g.kernel)
     if isinstance(g, (ConvGeometry, PoolGeometry, ResizeGeometry)):

@@ -134,6 +134,23 @@ struct GradWeightPlan {
     return channels < 2 * line ? channels : (ceil_div(channels, line) | 1) * line;
   }
 
+  struct Place {
+    int64_t first_image, images, depth, first_row, rows, first_col, cols;
+  };
+  Place place_of(int64_t strip) const {
+    Place s;
+    s.first_col = strip % strips_w * cols;
+    strip /= strips_w;
+    s.first_row = strip % strips_h * rows;
+    strip /= strips_h;
+    s.depth = strip % conv->out[0];
+    s.first_image = strip / conv->out[0] * images;
+    s.images = min_of(images, conv->batch - s.first_image);
+    s.rows = min_of(rows, conv->out[1] - s.first_row);
+    s.cols = min_of(cols, conv->out[2] - s.first_col);
+    return s;
+  }
+
  private:
   // Split output channels only as far as the copies do not keep all threads busy: each part packs x again.
   void share(int threads) {
@@ -151,6 +168,8 @@ struct GradWeightPlan {
 
 template <class T>
 class GradWeightWalk {
+  using Place = typename GradWeightPlan<T>::Place;
+
  public:
   GradWeightWalk(const GradWeightPlan<T>& plan, const ck_tensor* t, char* workspace)
       : plan_(plan),
@@ -238,7 +257,7 @@ class GradWeightWalk {
     for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
       const int64_t c0 = chunk * plan.chunk, channels = min_of(plan.chunk, plan.in_channels - c0);
       for (int64_t strip = strips.begin; strip < strips.end && !cancelled(exec, lane); strip++) {
-        const Place p = place_of(strip);
+        const Place p = plan.place_of(strip);
         pack_x(p, group * plan.in_channels + c0, channels, x);
         finite &= pack_gy(p, group * plan.out_channels, blocks, gy);
         const T* g = gy;
@@ -258,24 +277,6 @@ class GradWeightWalk {
   bool cancelled(const ck_exec* exec, int lane) {
     if (lane == 0 && exec->poll && exec->poll(exec->poll_arg)) __atomic_store_n(&cancelled_, 1, __ATOMIC_RELAXED);
     return __atomic_load_n(&cancelled_, __ATOMIC_RELAXED);
-  }
-
-  struct Place {
-    int64_t first_image, images, depth, first_row, rows, first_col, cols;
-  };
-  Place place_of(int64_t strip) const {
-    const ck_conv& p = *plan_.conv;
-    Place s;
-    s.first_col = strip % plan_.strips_w * plan_.cols;
-    strip /= plan_.strips_w;
-    s.first_row = strip % plan_.strips_h * plan_.rows;
-    strip /= plan_.strips_h;
-    s.depth = strip % p.out[0];
-    s.first_image = strip / p.out[0] * plan_.images;
-    s.images = min_of(plan_.images, p.batch - s.first_image);
-    s.rows = min_of(plan_.rows, p.out[1] - s.first_row);
-    s.cols = min_of(plan_.cols, p.out[2] - s.first_col);
-    return s;
   }
 
   // x of a strip: [image][depth tap][row][column][channel].

@@ -36,6 +36,10 @@ namespace {
 #include "conv_grad_out.inl"
 #include "conv_grad_weight.inl"
 #include "conv_winograd_grad.inl"
+#include "conv_depthwise_tile.inl"
+#include "conv_depthwise.inl"
+#include "conv_depthwise_planes.inl"
+#include "conv_depthwise_grad_weight.inl"
 
 #include "channels.inl"
 #include "channel_sum.inl"

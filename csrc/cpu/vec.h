@@ -25,6 +25,18 @@ template <class T>
 static inline void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename Simd<T>::loose*>(p) = v;
 }
+// Holds a loaded vector in a register. GCC would rather load it again in each instruction that uses it, which costs
+// where the address crosses a cache line.
+template <class V>
+static inline void hold(V& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__SSE2__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+}
 template <class T>
 static inline Vec<T> splat(T x) {
   return x - Vec<T>{};  // x - 0 keeps the sign of zero
@@ -68,6 +80,30 @@ static inline void store_n(T* p, Vec<T> v, int n) {
   T lane[kLanes<T>];
   store(lane, v);
   for (int i = 0; i < n; i++) p[i] = lane[i];
+#endif
+}
+
+// The lanes whose bit is set; the others read as zero and are not touched in memory.
+template <class T>
+static inline Vec<T> load_bits(const T* p, uint32_t bits) {
+#if defined(__AVX512F__) && CK_VECTOR_BYTES == 64
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(__mmask16(bits), p);
+  else return (Vec<T>)_mm512_maskz_loadu_pd(__mmask8(bits), p);
+#elif defined(__AVX2__) && CK_VECTOR_BYTES == 32
+  if constexpr (sizeof(T) == 4) {
+    const __m256i lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i mask = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(bits)), lane), lane);
+    return (Vec<T>)_mm256_maskload_ps(reinterpret_cast<const float*>(p), mask);
+  } else {
+    const __m256i lane = _mm256_setr_epi64x(1, 2, 4, 8);
+    const __m256i mask = _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(int64_t(bits)), lane), lane);
+    return (Vec<T>)_mm256_maskload_pd(reinterpret_cast<const double*>(p), mask);
+  }
+#else
+  Vec<T> v{};
+  for (int i = 0; i < kLanes<T>; i++)
+    if (bits & 1u << i) v[i] = p[i];
+  return v;
 #endif
 }
 
