@@ -5,7 +5,7 @@ Native kernels of cnnkern. Use the functions of the package cnnkern instead.
 from __future__ import annotations
 import numpy
 import typing
-__all__: list[str] = ['Cache', 'Program', 'c_api', 'cache_size', 'forget_all_settings', 'forget_rows', 'last_rows', 'lookup', 'measure_copy', 'measure_peak', 'measure_read', 'remember', 'rows', 'set_settings', 'set_spin_us', 'struct_sizes', 'why_not']
+__all__: list[str] = ['Cache', 'Program', 'c_api', 'cache_size', 'forget_all_settings', 'forget_rows', 'last_rows', 'lookup', 'measure_copy', 'measure_peak', 'measure_read', 'remember', 'result_cache_bytes', 'rows', 'set_result_cache', 'set_settings', 'set_spin_us', 'struct_sizes', 'why_not']
 class Program:
     """
     Table ops bound to slots, strides and row functions.
@@ -76,9 +76,17 @@ def remember(program: Program, arrays: tuple, *key: typing.Any) -> None:
     """
     Run this program for calls with an equal key.
     """
+def result_cache_bytes() -> int:
+    """
+    Memory of dead results that is kept now.
+    """
 def rows() -> list:
     """
     (index, op, algorithm, isa, dtype, family, operands, why this CPU lacks it, packs, precision)
+    """
+def set_result_cache(bytes: typing.SupportsInt | typing.SupportsIndex) -> None:
+    """
+    Memory of dead results that is kept for the next ones.
     """
 def set_settings(id: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex, process_threads: typing.SupportsInt | typing.SupportsIndex) -> None:
     """

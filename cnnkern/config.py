@@ -92,6 +92,8 @@ def _natural(name: str, default: int, most: int) -> int:
 
 
 strict_backend = _natural("CNNKERN_STRICT", 0, 1) == 1  # falling to a slower backend is then an error
+# Memory of results that died, kept for the next ones: fresh pages cost more than the arithmetic of many layers.
+result_cache_mb = _natural("CNNKERN_RESULT_CACHE_MB", 256, 1 << 20)
 spin_us = _natural("CNNKERN_SPIN_US", 20, 1_000_000)  # how long an idle worker spins before it sleeps
 
 _environment = _checked(

@@ -326,6 +326,10 @@ PYBIND11_MODULE(_cnnkern_core, m, py::mod_gil_not_used()) {
   m.def("forget_rows", [] { this_thread.last_rows.clear(); });
   m.def("cache_size", [] { return cache().size(); }, "Programs remembered.");
   m.def("set_spin_us", &ck_parallel_set_spin_us, py::arg("microseconds"));
+  m.def(
+      "set_result_cache", [](size_t bytes) { result_cache().set_limit(bytes); }, py::arg("bytes"),
+      "Memory of dead results that is kept for the next ones.");
+  m.def("result_cache_bytes", [] { return result_cache().kept(); }, "Memory of dead results that is kept now.");
   m.def("measure_peak", &measure_peak, py::arg("isa"), py::arg("dtype"), py::arg("threads"));
   m.def("measure_copy", &measure_copy, py::arg("threads"), py::arg("bytes"));
   m.def("measure_read", &measure_read, py::arg("bytes"));

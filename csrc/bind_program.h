@@ -14,25 +14,14 @@
 #include <string>
 #include <vector>
 
+#include "bind_buffers.h"
 #include "cnnkern.h"
 
 namespace cnnkern {
 
 namespace py = pybind11;
 
-constexpr size_t kAlignment = 64;
 constexpr int kNoSlot = -1;
-
-inline void* aligned_bytes(size_t bytes) {
-  void* p = std::aligned_alloc(kAlignment, (bytes + kAlignment - 1) / kAlignment * kAlignment + kAlignment);
-  if (!p) throw std::bad_alloc();
-  return p;
-}
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<void, Free>;
 
 // Scratch of this thread: grows to what calls need; more than kKept bytes are given back after the call.
 class Workspace {
@@ -200,10 +189,14 @@ class Program {
 
   static py::object new_array(const Result& result) {
     auto& api = py::detail::npy_api::get();
-    void* data = aligned_bytes(result.bytes);
-    PyObject* owner = PyCapsule_New(data, nullptr, [](PyObject* c) { std::free(PyCapsule_GetPointer(c, nullptr)); });
-    if (!owner) {
-      std::free(data);
+    size_t size;
+    void* data = result_cache().take(result.bytes, &size);
+    PyObject* owner = PyCapsule_New(data, nullptr, [](PyObject* c) {
+      result_cache().give(PyCapsule_GetPointer(c, nullptr), reinterpret_cast<size_t>(PyCapsule_GetContext(c)));
+    });
+    if (!owner || PyCapsule_SetContext(owner, reinterpret_cast<void*>(size))) {
+      if (owner) Py_DECREF(owner);  // without its size, data is simply freed
+      else result_cache().give(data, size);
       throw py::error_already_set();
     }
     PyObject* array =

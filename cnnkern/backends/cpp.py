@@ -297,4 +297,5 @@ def _sizes(g: Any) -> dict[str, int]:
 
 
 core.set_spin_us(config.spin_us)
+core.set_result_cache(config.result_cache_mb << 20)
 config.subscribe(set_settings, core.forget_all_settings)

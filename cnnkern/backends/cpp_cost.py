@@ -185,6 +185,17 @@ def _depthwise(m: _Machine, w: _Walk) -> float:
     return m.part(w.images * vectors * steps, _arrays(m, w) + w.weights * m.item)
 
 
+def _gemm(m: _Machine, w: _Walk) -> float:
+    """1x1: lanes are pixels, neighbours in NCHW alone; weights are copied, a panel at a time, for each strip."""
+    vectors = w.groups * ceil(w.images * w.outputs / m.lanes)
+    products = vectors * w.reads * w.writes
+    element = m.lanes * 3 if w.last else 1  # of channels-last arrays one element at a time
+    moves = vectors * (w.reads * 3 + w.writes * 5) * element
+    panels = 0.0 if w.packed else max(1.0, w.images * w.outputs / _STRIP) * w.weights / m.lanes * 2
+    visits = max(1.0, w.images * w.outputs / _STRIP)
+    return m.part(products + moves + panels, _arrays(m, w) + w.weights * m.item, m.again(w.weights * m.item, visits))
+
+
 @dataclass(frozen=True)
 class _Form:
     """A Winograd algorithm F(outputs, taps) on both axes: instructions of its transforms per tile (weights: per filter)
@@ -304,6 +315,7 @@ _Model = Callable[[_Machine, _Walk], "float | None"]
 _FORWARD: dict[str, _Model] = {
     "direct": _direct,
     "rows": _rows,
+    "gemm": _gemm,
     "depthwise": _depthwise,
     "winograd": functools.partial(_winograd, _FORMS),
     "winograd_f2": functools.partial(_winograd, _SMALL_FORMS),

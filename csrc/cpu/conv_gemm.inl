@@ -1,9 +1,11 @@
-// 1x1 convolution and its input gradient as a matrix product, Y[o, p] = sum over r of W[o, r] * X[r, p]: lanes are pixels.
+// 1x1 convolution and its input gradient as a matrix product, Y[o, p] = sum over r of W[o, r] * X[r, p]: lanes are
+// pixels.
 //
 // Output channels of NCHW are rows of neighbouring pixels, so nothing is transposed on the way in or out, and weights,
-// being broadcast, are read where they lie. A task is a strip of pixels (of several images where those are small) and a
-// range of output channels: it copies its X into the second-level cache, [tile][r][2 vectors], then sweeps it with a
-// register tile of up to kTilePixels output channels times two vectors, weights of a chunk of r in the first level.
+// being broadcast, need no transposition either. A task is a strip of pixels (of several images where those are small)
+// and a range of output channels: it copies its X into the second-level cache, [tile][r][2 vectors], then sweeps it
+// with a register tile of up to kTilePixels output channels times two vectors, weights of a chunk of r in the first
+// level.
 //
 // Bound: multiply-adds; kTilePixels + 2 loads for 2 * kTilePixels of them.
 //
@@ -32,26 +34,34 @@ struct GemmPlan {
     total = p.batch * pixels;
     chunk = chunk_channels(reduction, 1);
     panels = ceil_div(outputs, kTilePixels);
-    const int64_t most = strip_budget() / max_of<int64_t>(1, reduction * int64_t(sizeof(T)));
+    // With few output channels copying X takes a tenth of the time and more: then a strip leaves room in the
+    // second-level cache for the next, which is fetched meanwhile.
+    const int64_t bytes = max_of<int64_t>(1, reduction * int64_t(sizeof(T)));
+    int64_t most = strip_budget() / bytes;
+    if (outputs <= 256) most = max_of<int64_t>(strip_budget() * 2 / 5 / bytes, min_of<int64_t>(most, 5 * tile));
     int64_t size = max_of<int64_t>(tile, min_of(kStripPixels, most / tile * tile));
+    // Enough tasks of equal size for all threads: by smaller strips, and where these would be small by ranges of output
+    // channels, for which X is copied again.
+    const auto share = [&](int64_t n) {
+      const int64_t tasks = ceil_div(total, size) * p.groups * n;
+      const double even = double(tasks) / double(max_of<int64_t>(1, round_up(tasks, threads)));
+      return even * double(panels) / double(max_of<int64_t>(1, n * ceil_div(panels, n)));
+    };
     parts = 1;
-    for (;;) {  // enough tasks of equal size for all threads: by output channels, else by smaller strips
-      strips = max_of<int64_t>(1, ceil_div(total, size));
-      if (threads <= 1 || 2.0 * double(total) * double(outputs * reduction * p.groups) < double(kSerialOps)) break;
-      double best = 0;
-      for (int64_t n = 1; n <= min_of<int64_t>(panels, 4 * threads); n++) {
-        const int64_t tasks = strips * p.groups * n;
-        double share = double(tasks) / double(round_up(tasks, threads));
-        share *= double(panels) / double(n * ceil_div(panels, n));
-        if (share > best + 0.04) best = share, parts = n;
-      }
-      if (best > 0.87 || size <= 2 * tile) break;
-      size = round_up(ceil_div(size, 2), tile);
+    if (threads > 1 && 2.0 * double(total) * double(outputs * reduction * p.groups) >= double(kSerialOps)) {
+      while (share(1) < 0.87 && size >= 8 * tile) size = round_up(size / 2, tile);
+      double best = share(1);
+      for (int64_t n = 2; best < 0.87 && n <= min_of<int64_t>(panels, 4 * threads); n++)
+        if (share(n) > best + 0.04) best = share(n), parts = n;
     }
+    strips = max_of<int64_t>(1, ceil_div(total, size));
     strip = max_of<int64_t>(tile, round_up(ceil_div(total, strips), lanes));
     strips = ceil_div(total, strip);
   }
   int64_t panel_elements() const { return reduction * kTilePixels; }
+  // Rows of weights as they are, a chunk of r long: at powers of two they would fall on one set of the cache.
+  int64_t row_pitch() const { return (ceil_div(min_of(chunk, reduction), lanes) | 1) * lanes; }
+  int64_t own_elements() const { return max_of(panel_elements(), kTilePixels * row_pitch()); }
   int64_t packed_elements() const { return times(conv->groups * panels, panel_elements()); }
   int64_t x_elements() const { return times(round_up(strip, tile), reduction); }
   int64_t sums_elements() const { return kTilePixels * round_up(strip, tile); }
@@ -59,15 +69,17 @@ struct GemmPlan {
 
 template <class T>
 struct GemmTileArgs {
-  const T* x;         // [r][NV * lanes]
+  const T* x;         // [r][2 * lanes]
   int64_t reduction;  // of this chunk
-  const T* weight;    // packed: [r][KR]; else the first of KR rows
-  int64_t row;        // else: elements between rows; r are neighbours
+  const T* weight;    // packed: [r][KR]; else KR rows of neighbouring r
+  int64_t row;        // elements between rows
   T* sums;            // rows of pixels
   int64_t sums_row;
   bool add;
   const T* ahead;  // what a later strip will read, one cache line per r
   int64_t ahead_step;
+  const T* out;  // where the sums will go: KR rows, a cache line per vector
+  int64_t out_row;
 };
 
 // KR output channels times NV vectors of pixels.
@@ -83,9 +95,9 @@ static void gemm_tile(const GemmTileArgs<T>& t) {
   const T* x = t.x;
   const T* w[(KR + run - 1) / run];
   for (int i = 0; i < (KR + run - 1) / run; i++) w[i] = t.weight + (PACKED ? 0 : i * run * t.row);
-  const int64_t row = t.row, ahead_step = t.ahead_step;
+  const int64_t row = t.row, ahead_step = t.ahead_step, out_row = t.out_row;
   const T* ahead = t.ahead;
-  for (int64_t r = 0; r < t.reduction; r++, x += NV * L) {
+  const auto step = [&] {
     __builtin_prefetch(ahead, 0, 2);
     ahead += ahead_step;
     Vec<T> xv[NV];
@@ -103,7 +115,20 @@ static void gemm_tile(const GemmTileArgs<T>& t) {
 #pragma GCC unroll 3
       for (int i = 0; i < (KR + run - 1) / run; i++) w[i]++;
     }
+    x += 2 * L;
+  };
+  int64_t left = t.reduction;
+  if (t.out && left >= KR * NV) {
+    for (int v = 0; v < NV; v++) {
+      const T* out = t.out + v * L;
+      for (int k = 0; k < KR; k++, out += out_row) {
+        __builtin_prefetch(out, 1, 2);
+        step();
+      }
+    }
+    left -= KR * NV;
   }
+  for (; left > 0; left--) step();
 #pragma GCC unroll 16
   for (int k = 0; k < KR; k++)
 #pragma GCC unroll 2
@@ -127,7 +152,7 @@ class GemmWalk {
       : plan_(plan), op_(operands), packed_(packed), lanes_(lanes) {}
 
   static size_t lane_bytes(const GemmPlan<T>& plan) {
-    const int64_t elements = plan.x_elements() + plan.sums_elements() + plan.panel_elements();
+    const int64_t elements = plan.x_elements() + plan.sums_elements() + plan.own_elements();
     return size_t(round_up(elements * int64_t(sizeof(T)), 4096) + 64);  // 64: not at the same offset of a page
   }
 
@@ -192,7 +217,8 @@ class GemmWalk {
       const int64_t count = min_of(run - first, some.end - at);
       const T* from = op_.in + image * s[0] + group * plan_.reduction * s[1] + first * step[2];
       if (!whole) from += line / p.out[1] * step[0] + line % p.out[1] * step[1];
-      const int64_t place = at - some.begin, head = min_of(count, round_up(place, tile) - place), tiles = (count - head) / tile;
+      const int64_t place = at - some.begin, head = min_of(count, round_up(place, tile) - place),
+                    tiles = (count - head) / tile;
       T* out = to + place / tile * tile * plan_.reduction + place % tile;
       T* const next = to + ceil_div(place, tile) * tile * plan_.reduction;
       for (int64_t r = 0; r < plan_.reduction; r++, from += s[1], out += tile) {
@@ -231,26 +257,39 @@ class GemmWalk {
     const Range rows = piece(plan_.outputs, plan_.panels, panel);
     const int count = int(rows.end - rows.begin);
     const T* weight = packed_ ? packed_ + (group * plan_.panels + panel) * plan_.panel_elements() : own;
-    const bool here = !packed_ && op_.weight.c == 1;  // read where they lie
-    if (here) weight = weights(group, rows.begin);
-    else if (!packed_) pack_panel(group, panel, own);
+    const bool as_rows = !packed_ && op_.weight.c == 1;
+    if (!packed_ && !as_rows) pack_panel(group, panel, own);
     GemmTileArgs<T> t;
-    t.row = op_.weight.k, t.sums_row = round_up(plan_.strip, tile);
+    t.row = plan_.row_pitch(), t.sums_row = round_up(plan_.strip, tile), t.out_row = 0;
+    const bool whole_out = op_.out_stride[4] == 1;
     for (int64_t r = 0; r < plan_.reduction; r += plan_.chunk) {
       t.reduction = min_of(plan_.chunk, plan_.reduction - r);
       t.add = r > 0;
-      t.weight = weight + r * (here ? 1 : count);
+      t.weight = weight + r * count;
+      if (as_rows) {
+        t.weight = own;
+        for (int k = 0; k < count; k++) copy_short(own + k * t.row, weights(group, rows.begin + k) + r, t.reduction);
+      }
       for (int64_t i = 0; i < size; i += tile) {
         t.x = x + i * plan_.reduction + r * tile;
         t.sums = sums + i;
         t.ahead = x, t.ahead_step = 0;
+        t.out = nullptr;
+        if (r + t.reduction == plan_.reduction && whole_out) {
+          const int64_t at = some.begin + i;
+          t.out = op_.out + at / plan_.pixels * op_.out_stride[0] +
+                  (group * plan_.outputs + rows.begin) * op_.out_stride[1] + at % plan_.pixels;
+          t.out_row = op_.out_stride[1];
+        }
         const int64_t next = some.begin + distance + i + line * plan_.lanes;
         if (line < 2 && next < plan_.total) {
           t.ahead = op_.in + next / plan_.pixels * op_.in_stride[0] + (group * plan_.reduction + r) * op_.in_stride[1] +
                     next % plan_.pixels;
           t.ahead_step = op_.in_stride[1];
         }
-        (here ? pick_gemm_tile<T, 2, false>(count, All{}) : pick_gemm_tile<T, 2, true>(count, All{}))(t);
+        if (size - i > plan_.lanes)
+          (as_rows ? pick_gemm_tile<T, 2, false>(count, All{}) : pick_gemm_tile<T, 2, true>(count, All{}))(t);
+        else (as_rows ? pick_gemm_tile<T, 1, false>(count, All{}) : pick_gemm_tile<T, 1, true>(count, All{}))(t);
       }
     }
     if (plan_.reduction == 0)
@@ -261,9 +300,10 @@ class GemmWalk {
   void finish(int64_t group, Range rows, Range some, const T* sums) const {
     const ck_conv& p = *plan_.conv;
     const int64_t *os = op_.out_stride, *rs = op_.residual_stride;
-    const bool whole = os[4] == 1 && (p.out[1] == 1 || os[3] == p.out[2]) && (p.out[0] == 1 || os[2] == p.out[1] * os[3]) &&
-                       (!op_.residual || (rs[4] == 1 && (p.out[1] == 1 || rs[3] == p.out[2]) &&
-                                          (p.out[0] == 1 || rs[2] == p.out[1] * rs[3])));
+    const bool whole =
+        os[4] == 1 && (p.out[1] == 1 || os[3] == p.out[2]) && (p.out[0] == 1 || os[2] == p.out[1] * os[3]) &&
+        (!op_.residual ||
+         (rs[4] == 1 && (p.out[1] == 1 || rs[3] == p.out[2]) && (p.out[0] == 1 || rs[2] == p.out[1] * rs[3])));
     const int64_t run = whole ? plan_.pixels : p.out[2], sums_row = round_up(plan_.strip, GemmPlan<T>::tile);
     for (int64_t k = rows.begin; k < rows.end; k++, sums += sums_row) {
       const int64_t channel = group * plan_.outputs + k;

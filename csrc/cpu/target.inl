@@ -31,6 +31,7 @@ namespace {
 #include "conv_units.inl"
 #include "conv_direct.inl"
 #include "conv_rows.inl"
+#include "conv_gemm.inl"
 #include "winograd_transforms.inl"
 #include "conv_winograd.inl"
 #include "conv_grad_out.inl"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 # Variables that change how many threads, or which kernels, we or a peer use
 _THREAD_VARIABLES = (
     *("CNNKERN_BACKEND", "CNNKERN_ISA", "CNNKERN_NUM_THREADS", "CNNKERN_PRECISION", "CNNKERN_SPIN_US"),
+    "CNNKERN_RESULT_CACHE_MB",
     *("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "KMP_BLOCKTIME", "MKL_NUM_THREADS"),
     *("OPENBLAS_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "XLA_FLAGS", "LD_PRELOAD"),
 )
