@@ -108,9 +108,9 @@ def _forced_for(op: str, wanted: str) -> str:
     backend, *rest = wanted.split(".")
     if not rest or any(row.op == op and row.algorithm == rest[0] for row in load(backend).kernels):
         return wanted
-    for row in load(backend).kernels:
-        if row.op == op and (len(rest) < 2 or row.isa == rest[1]):
-            return ".".join([backend, row.algorithm, *rest[1:]])
+    rows = [row for row in load(backend).kernels if row.op == op and (len(rest) < 2 or row.isa == rest[1])]
+    for row in sorted(rows, key=lambda row: row.algorithm != "direct"):  # direct serves everything
+        return ".".join([backend, row.algorithm, *rest[1:]])
     return wanted
 
 

@@ -132,6 +132,9 @@ def test_padding_contributes_nothing_under_a_weight_that_is_not_finite(case: Cas
         assert np.isinf(got[reached]).all() if np.isinf(value) else np.isnan(got[reached]).all()
         assert (got[~reached] == 0).all(), "an output that no real element reaches"
         alone |= not reached.all()
+    if case.row.algorithm == "gemm":  # which has no padding
+        assert not ran
+        return
     assert ran, f"{case} served none of the samples"
     everywhere = case.row.op == "conv_grad_input" and "strict" not in case.row.precisions  # stride 1 reaches all
     assert alone or everywhere, "some samples were to have outputs that no real element reaches"

@@ -159,6 +159,8 @@ def _direct(m: _Machine, w: _Walk) -> float:
         late = visits * m.part(packed / m.lanes * (2 + m.shuffles()), w.weights * m.item)
         return late + m.part(products + moves, _arrays(m, w))
     walk = m.part(products + moves, _arrays(m, w) + packed * m.item, m.again(packed * m.item, visits))
+    if w.packed:
+        return min(walk, m.part(0.0, packed * m.item) + m.part(products + moves, _arrays(m, w)))
     return _packing(m, w, packed, 2 + m.shuffles()) + walk
 
 
@@ -241,8 +243,9 @@ def _winograd(forms: tuple[_Form, ...], m: _Machine, w: _Walk) -> float | None:
     slots = (products + transforms + moves) / _WINOGRAD_REACHED
     visits = max(1.0, tiles / _TILES_TOGETHER)  # of all transformed weights
     walk = m.part(slots, _arrays(m, w) + transformed, m.again(transformed, visits))
-    if w.packed:
-        return walk
+    if w.packed:  # transformed before, or transformed late from weights that need no shuffles
+        late = visits * m.part(filters * form.weights, w.weights * m.item, transformed)
+        return min(walk, late + m.part(slots, _arrays(m, w)))
     early = m.part(filters * _transform(m, form), w.weights * m.item + transformed) + walk
     # Many weights, or few tiles: transformed in the core's own cache, anew for each group of tiles.
     late = visits * m.part(filters * _transform(m, form), w.weights * m.item, transformed)
