@@ -6,8 +6,9 @@
 // from there.
 #pragma once
 
+#include <pthread.h>
+
 #include <cstdlib>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -42,12 +43,12 @@ using Buffer = std::unique_ptr<void, Free>;
 // Buffers of dead results, at most `limit` bytes of them; the oldest go first. Called from any thread.
 class ResultCache {
  public:
+  ResultCache() { kept_.reserve(kMost + 1); }
+
   // At least `bytes`; `size` is what to give back.
   void* take(size_t bytes, size_t* size) {
-    *size = bytes;
-    if (bytes < kSmallest) return aligned_bytes(bytes);
-    *size = size_class(bytes);
-    {
+    *size = bytes < kSmallest ? bytes : size_class(bytes);
+    if (bytes >= kSmallest) {
       std::lock_guard<std::mutex> guard(mutex_);
       for (size_t i = kept_.size(); i-- > 0;)
         if (kept_[i].size == *size) {
@@ -61,28 +62,23 @@ class ResultCache {
   }
   void give(void* data, size_t size) {
     if (size < kSmallest) return std::free(data);
-    std::vector<void*> dropped;
-    {
-      std::lock_guard<std::mutex> guard(mutex_);
-      kept_.push_back({data, size});
-      total_ += size;
-      drop(&dropped);
-    }
-    for (void* p : dropped) std::free(p);
+    std::lock_guard<std::mutex> guard(mutex_);
+    kept_.push_back({data, size});
+    total_ += size;
+    drop();
   }
   void set_limit(size_t bytes) {
-    std::vector<void*> dropped;
-    {
-      std::lock_guard<std::mutex> guard(mutex_);
-      limit_ = bytes;
-      drop(&dropped);
-    }
-    for (void* p : dropped) std::free(p);
+    std::lock_guard<std::mutex> guard(mutex_);
+    limit_ = bytes;
+    drop();
   }
   size_t kept() {
     std::lock_guard<std::mutex> guard(mutex_);
     return total_;
   }
+  // Around fork(): the child must not find the lock held by a thread that it does not have.
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
 
  private:
   struct Kept {
@@ -98,11 +94,11 @@ class ResultCache {
     while (step * 16 <= bytes) step *= 2;
     return (bytes + step - 1) / step * step;
   }
-  void drop(std::vector<void*>* dropped) {
+  void drop() {
     size_t first = 0;
-    while (first < kept_.size() && (total_ > limit_ || kept_.size() - first > kMost)) {
+    for (; first < kept_.size() && (total_ > limit_ || kept_.size() - first > kMost); first++) {
       total_ -= kept_[first].size;
-      dropped->push_back(kept_[first++].data);
+      std::free(kept_[first].data);
     }
     kept_.erase(kept_.begin(), kept_.begin() + long(first));
   }
@@ -114,7 +110,11 @@ class ResultCache {
 
 // Never destroyed: arrays may outlive static destructors.
 inline ResultCache& result_cache() {
-  static ResultCache* cache = new ResultCache;
+  static ResultCache* const cache = [] {
+    ResultCache* made = new ResultCache;
+    pthread_atfork([] { result_cache().lock(); }, [] { result_cache().unlock(); }, [] { result_cache().unlock(); });
+    return made;
+  }();
   return *cache;
 }
 

@@ -110,6 +110,7 @@ import cnnkern as ck
 
 # Each a minute of work with baseline instructions on two cores, and hardly any memory: 2,000 GFLOP on zeros that nobody
 # has written, 4,000,000,000 powers of one number.
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with SIGINT ignored
 x = np.zeros((64, 256, 56, 56), np.float32)
 w = np.zeros((256, 256, 9, 9), np.float32)
 many = np.broadcast_to(np.float32(2), (64, 64, 1000, 1000))

@@ -317,33 +317,11 @@ class GemmWalk {
           out += d * os[2] + h * os[3];
           if (residual) residual += d * rs[2] + h * rs[3];
         }
-        finish_run(sums + (at - some.begin), bias, residual, rs[4], out, os[4], count);
+        write_row(sums + (at - some.begin), bias, residual, rs[4], out, os[4], count, op_.relu);
         at += count;
       }
     }
   }
-  void finish_run(const T* sums, T bias, const T* residual, int64_t residual_step, T* out, int64_t step,
-                  int64_t count) const {
-    constexpr int L = kLanes<T>;
-    if (step != 1 || (residual && residual_step != 1)) {
-      for (int64_t i = 0; i < count; i++) {
-        T v = sums[i] + bias;
-        if (residual) v += residual[i * residual_step];
-        out[i * step] = op_.relu ? relu<T>(v) : v;
-      }
-      return;
-    }
-    const Vec<T> b = splat(bias);
-    for (int64_t i = 0; i < count; i += L) {
-      const int length = int(min_of<int64_t>(L, count - i));
-      Vec<T> v = load(sums + i) + b;  // sums have room for whole tiles
-      if (residual) v += load_n(residual + i, length);
-      if (op_.relu) v = relu<T>(v);
-      if (length == L) store(out + i, v);
-      else store_n(out + i, v, length);
-    }
-  }
-
   const GemmPlan<T>& plan_;
   const ConvOperands<T>& op_;
   const T* const packed_;

@@ -209,7 +209,6 @@ class ConvRows : ConvUnits<T> {
 
   // Bias, residual, activation, into the output.
   void finish(const Place& p, const T* sums, int64_t outs) const {
-    constexpr int L = kLanes<T>;
     const ConvAxis &h = plan_.axis[1], &w = plan_.axis[2];
     const int64_t *os = op_.out_stride, *rs = op_.residual_stride;
     for (int64_t k = 0; k < plan_.out_channels; k++) {
@@ -223,20 +222,7 @@ class ConvRows : ConvUnits<T> {
           const T* residual = op_.residual ? op_.residual + image * rs[0] + channel * rs[1] + p.depth * rs[2] +
                                                  row * rs[3] + column * rs[4]
                                            : nullptr;
-          if (os[4] == 1 && (!residual || rs[4] == 1)) {
-            for (int64_t i = 0; i < outs; i += L) {
-              const int count = int(min_of<int64_t>(L, outs - i));
-              Vec<T> v = load_n(sums + i, count) + splat(bias);
-              if (residual) v += load_n(residual + i, count);
-              store_n(out + i, op_.relu ? relu<T>(v) : v, count);
-            }
-          } else {
-            for (int64_t i = 0; i < outs; i++) {
-              T v = sums[i] + bias;
-              if (residual) v += residual[i * rs[4]];
-              out[i * os[4]] = op_.relu ? relu<T>(v) : v;
-            }
-          }
+          write_row(sums, bias, residual, rs[4], out, os[4], outs, op_.relu);
         }
     }
   }

@@ -94,6 +94,28 @@ static void write_back(const T* sums, int64_t block, int64_t pixels, int64_t cha
   }
 }
 
+// Sums of neighbouring outputs of one channel -> output array: bias, residual, activation.
+template <class T>
+static void write_row(const T* sums, T bias, const T* residual, int64_t residual_step, T* out, int64_t step,
+                      int64_t count, bool activate) {
+  constexpr int L = kLanes<T>;
+  if (step != 1 || (residual && residual_step != 1)) {
+    for (int64_t i = 0; i < count; i++) {
+      T v = sums[i] + bias;
+      if (residual) v += residual[i * residual_step];
+      out[i * step] = activate ? relu<T>(v) : v;
+    }
+    return;
+  }
+  const Vec<T> b = splat(bias);
+  for (int64_t i = 0; i < count; i += L) {
+    const int length = int(min_of<int64_t>(L, count - i));
+    Vec<T> v = load_n(sums + i, length) + b;
+    if (residual) v += load_n(residual + i, length);
+    store_n(out + i, activate ? relu<T>(v) : v, length);
+  }
+}
+
 template <class T>
 class ConvUnits {
  public:

@@ -18,179 +18,6 @@
 // Special values: an infinity, a NaN or an overflow in a tile reaches all its outputs as NaN. Every output is watched
 // (watch += y * 0), and an image with such an output is computed again by the direct convolution.
 
-constexpr int64_t kWinogradChannels = 8;               // fewer: beyond 3 times the error of a sequential sum
-constexpr int64_t kWinogradChunk = 128;                // channels: 590 KB of U for 36 products
-constexpr int64_t kWinogradTiles = 64;                 // tiles of a group: M takes 295 KB
-constexpr int64_t kWinogradShared = int64_t(4) << 20;  // bytes of U from which on it is made late, and of V at most
-
-template <class T, class F>
-struct WinogradPlan : ConvPlan<T> {
-  using Base = ConvPlan<T>;
-  using Base::axis, Base::batch, Base::block, Base::cols, Base::groups, Base::images, Base::in_channels, Base::k_blocks,
-      Base::lanes, Base::rows, Base::strips_h, Base::strips_n, Base::strips_w, Base::units;
-  static constexpr int64_t products = F::size * F::size;
-
-  int64_t channel_blocks, chunk;        // of `lanes` input channels; channels of a chunk
-  int64_t tile_rows, tile_cols, tiles;  // of a unit, at most; tiles: of all its images
-  bool shared;                          // V of `together` units in common
-  int64_t together;                     // units of a group; 1 where V is a lane's own
-  int64_t v_pitch, v_elements;          // between products; of a unit
-  int64_t m_pitch, m_elements;          // likewise
-  int64_t u_elements;                   // of a block of output channels
-  int64_t pixel_elements;
-
-  void init(const ck_conv& p, bool backward, int threads) {
-    this->set_shape(p, backward);
-    channel_blocks = ceil_div(in_channels, lanes);
-    const int64_t chunks = max_of<int64_t>(1, ceil_div(in_channels, kWinogradChunk));
-    chunk = round_up(max_of<int64_t>(1, ceil_div(in_channels, chunks)), lanes);
-    cut(threads);
-    constexpr int64_t line = 64 / int64_t(sizeof(T));  // odd numbers of cache lines spread products over the cache
-    v_pitch = (ceil_div(channel_blocks * tiles * lanes, line) | 1) * line;
-    v_elements = times(products, v_pitch);
-    m_pitch = (ceil_div(tiles * block, line) | 1) * line;
-    m_elements = products * m_pitch;
-    u_elements = times(products * block, plus(in_channels, ceil_div(in_channels, chunk)));
-    pixel_elements = images * (tile_rows * F::outputs + F::taps - 1) * (tile_cols * F::outputs + F::taps - 1) * lanes;
-    this->sums_elements = images * rows * cols * block;
-  }
-  int64_t u_bytes() const { return times(times(groups * k_blocks, u_elements), int64_t(sizeof(T))); }
-
- private:
-  void cut(int threads) {
-    constexpr int64_t m = F::outputs;
-    const int64_t all_rows = ceil_div(axis[1].out, m), all_cols = ceil_div(axis[2].out, m);
-    const int64_t tile_bytes = products * channel_blocks * lanes * int64_t(sizeof(T));
-    const int64_t budget = ck_l2_bytes() / 2;
-    const int64_t most =
-        max_of<int64_t>(kTilePixels, min_of<int64_t>(4 * kTilePixels, budget / max_of<int64_t>(1, tile_bytes)));
-    this->row_phases = 1;
-    strips_w = max_of<int64_t>(1, ceil_div(all_cols, most));
-    tile_cols = ceil_div(all_cols, strips_w);
-    tile_rows = max_of<int64_t>(1, min_of(all_rows, most / max_of<int64_t>(1, tile_cols)));
-    images = 1;
-    if (tile_rows == all_rows && strips_w == 1)
-      images = max_of<int64_t>(1, min_of(batch, most / max_of<int64_t>(1, tile_rows * tile_cols)));
-    count(all_rows);
-    shared =
-        k_blocks > 1 && (times(k_blocks * int64_t(sizeof(T)), times(products * block, in_channels)) > kWinogradShared ||
-                         units < 8 * groups);
-    if (!shared) balance(all_rows, threads);
-    tile_rows = ceil_div(all_rows, max_of<int64_t>(1, strips_h));
-    images = max_of<int64_t>(1, ceil_div(batch, max_of<int64_t>(1, strips_n)));
-    tiles = max_of<int64_t>(1, images * tile_rows * tile_cols);
-    count(all_rows);
-    rows = tile_rows * m, cols = tile_cols * m;
-    together = 1;
-    if (shared) {
-      together = min_of(kWinogradTiles / tiles, kWinogradShared / max_of<int64_t>(1, tile_bytes * tiles));
-      together = max_of<int64_t>(1, min_of(together, units / max_of<int64_t>(1, groups)));
-    }
-  }
-  void count(int64_t all_rows) {
-    strips_n = ceil_div(batch, images);
-    strips_h = ceil_div(all_rows, tile_rows);
-    units = strips_n * groups * axis[0].out * strips_h * strips_w;
-  }
-  // Smaller units until the threads have nearly equal shares.
-  void balance(int64_t all_rows, int threads) {
-    while (threads > 1 && (images > 1 || tile_rows > 1)) {
-      if (double(units) / double(round_up(units, threads)) > 0.87) break;
-      if (images > 1) images = ceil_div(images, 2);
-      else tile_rows = ceil_div(tile_rows, 2);
-      count(all_rows);
-    }
-  }
-};
-
-template <class T>
-struct WinogradTileArgs {
-  const T* v;          // [block of lanes channels][tile][lane], first tile
-  int64_t block_step;  // elements between blocks of channels
-  int64_t channels;
-  const T* u;  // [channel][NV * lanes]
-  T* sums;     // [tile][NV * lanes]
-  bool add;
-};
-
-// MR tiles times NV vectors of output channels: conv_tile with channels in lanes of the broadcast operand.
-template <class T, int MR, int NV>
-static void winograd_tile(const WinogradTileArgs<T>& t) {
-  constexpr int L = kLanes<T>;
-  Vec<T> acc[MR][NV];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; v++) acc[i][v] = Vec<T>{};
-  const T* block = t.v;
-  const T* u = t.u;
-  for (int64_t left = t.channels; left > 0; left -= L, block += t.block_step) {
-    const T* x = block;
-    for (int64_t c = min_of<int64_t>(L, left); c > 0; c--, x++, u += NV * L) {
-      Vec<T> w[NV];
-#pragma GCC unroll 2
-      for (int v = 0; v < NV; v++) w[v] = load(u + v * L);
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; i++) {
-        const T value = x[i * L];
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) acc[i][v] += value * w[v];
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; v++) {
-      T* s = t.sums + (i * NV + v) * L;
-      store(s, t.add ? load(s) + acc[i][v] : acc[i][v]);
-    }
-}
-template <class T>
-using WinogradTileFn = void (*)(const WinogradTileArgs<T>&);
-template <class T, int NV, int... I>
-static WinogradTileFn<T> pick_winograd_tile(int tiles, Lanes<I...>) {
-  static constexpr WinogradTileFn<T> table[] = {winograd_tile<T, I + 1, NV>...};
-  return table[tiles - 1];
-}
-
-// Some rows of one vector of channels, zeros outside the map: [row][column][lane].
-template <class T>
-static void pack_patch(T* pixels, const PixelSource<T>& from, int64_t image, int64_t plane, int64_t first_row,
-                       int64_t rows) {
-  constexpr int64_t L = kLanes<T>;
-  if (from.channels < L) memset(pixels, 0, size_t(rows * from.columns * L) * sizeof(T));
-  const T* data = from.data + image * from.stride[0] + plane * from.stride[2];
-  for (int64_t y = 0; y < rows; y++) {
-    const int64_t row = first_row + y;
-    const bool inside = row >= 0 && row < from.size[1] && from.size[2] > 0;
-    pack_pixels(pixels + y * from.columns * L, L, inside ? data + row * from.stride[3] : nullptr, from);
-  }
-}
-
-// B^T d B of one tile and vector of channels: pixels `row` elements apart per row -> products `product` apart.
-template <class T, class F>
-static void transform_tile(const T* pixels, int64_t row, T* v, int64_t product) {
-  constexpr int N = F::size, L = kLanes<T>;
-  Vec<T> half[N][N];
-#pragma GCC unroll 6
-  for (int i = 0; i < N; i++) {
-    Vec<T> d[N];
-#pragma GCC unroll 6
-    for (int j = 0; j < N; j++) d[j] = load(pixels + i * row + j * L);
-    F::input(d, half[i]);
-  }
-#pragma GCC unroll 6
-  for (int j = 0; j < N; j++) {
-    Vec<T> d[N], out[N];
-#pragma GCC unroll 6
-    for (int i = 0; i < N; i++) d[i] = half[i][j];
-    F::input(d, out);
-#pragma GCC unroll 6
-    for (int i = 0; i < N; i++) store(v + (i * N + j) * product, out[i]);
-  }
-}
-
 template <class T, class F>
 class WinogradWalk : ConvUnits<T> {
   using typename ConvUnits<T>::Place;
@@ -293,7 +120,7 @@ class WinogradWalk : ConvUnits<T> {
            double(kSerialOps);
   }
   // Elements between products in the U of the chunk that begins at channel c. One channel more than there are: at
-  // powers of two all products would fall on one set of the cache (256 x 256 at 14x14: 5 times slower).
+  // powers of two all products would fall on one set of the cache (512 channels at 7x7, one image: 131 -> 324 GFLOP/s).
   int64_t u_pitch(int64_t block, int64_t c) const {
     return (min_of(plan_.chunk, plan_.in_channels - c) + 1) * plan_.vectors(block) * L;
   }
@@ -589,12 +416,9 @@ struct ConvWinograd {
   }
 };
 
-// 3x3 by F(4,3), 5x5 by F(2,5).
-template <class T, bool BACKWARD>
-struct ConvWinogradSix {
-  typedef ConvWinograd<T, WinogradF43<T>, BACKWARD> Three;
-  typedef ConvWinograd<T, WinogradF25<T>, BACKWARD> Five;
-
+// One row for two kernel sizes. A gradient of weights packs nothing: of a template only what is used is compiled.
+template <class Three, class Five>
+struct WinogradBySize {
   static bool five(const void* params) { return static_cast<const ck_conv*>(params)->kernel[2] == 5; }
   static const char* why_not(const void* params) {
     return five(params) ? Five::why_not(params) : Three::why_not(params);
@@ -612,6 +436,10 @@ struct ConvWinogradSix {
     return five(params) ? Five::run(params, t, exec) : Three::run(params, t, exec);
   }
 };
+
+template <class T, bool BACKWARD>
+using ConvWinogradSix =
+    WinogradBySize<ConvWinograd<T, WinogradF43<T>, BACKWARD>, ConvWinograd<T, WinogradF25<T>, BACKWARD>>;
 
 template <class T>
 struct conv_winograd : ConvWinogradSix<T, false> {};

@@ -61,7 +61,7 @@ struct WinogradGradPlan : ConvPlan<T> {
     e_block = products * e_pitch;
     v_elements = products * v_pitch;
     e_elements = k_blocks * e_block;
-    pixel_elements = images * (rows + F::taps - 1) * (cols + F::taps - 1) * lanes;
+    pixel_elements = (rows + F::taps - 1) * (cols + F::taps - 1) * lanes;
     m_pitch = kGradVectors * lanes * block + line;
     sums_elements = groups * k_blocks * block * in_channels * taps;
   }
@@ -196,13 +196,11 @@ class WinogradGradWalk : ConvUnits<T> {
                   : e_ + k_block * plan_.e_block + first_tile * wide + vector % 2 * L;
     const int64_t step = input ? L : wide, product = input ? plan_.v_pitch : plan_.e_pitch;
     const int64_t channels = input ? plan_.in_channels : plan_.out_channels;
-    const ck_tensor& tensor = gy_;
     const int64_t size[CK_AXES] = {plan_.axis[0].in, input ? plan_.axis[1].in : plan_.axis[1].out,
                                    input ? plan_.axis[2].in : plan_.axis[2].out};
     PixelSource<T> from;
-    from.stride = input ? op_.in_stride : tensor.stride;
-    from.data =
-        (input ? op_.in : static_cast<const T*>(tensor.data)) + (p.group * channels + vector * L) * from.stride[1];
+    from.stride = input ? op_.in_stride : gy_.stride;
+    from.data = (input ? op_.in : static_cast<const T*>(gy_.data)) + (p.group * channels + vector * L) * from.stride[1];
     from.size = size, from.channels = min_of<int64_t>(L, channels - vector * L);
     Window height, width;
     height.init(plan_.axis[1].taps(0), 1), width.init(plan_.axis[2].taps(0), 1);
@@ -336,20 +334,6 @@ struct GradWeightWinograd {
   }
 };
 
-// 3x3 by F(3,4), 5x5 by F(5,2).
 template <class T>
-struct conv_grad_weight_winograd {
-  typedef GradWeightWinograd<T, WinogradF43<T>> Three;
-  typedef GradWeightWinograd<T, WinogradF25<T>> Five;
-
-  static bool five(const void* params) { return static_cast<const ck_conv*>(params)->kernel[2] == 5; }
-  static const char* why_not(const void* params) {
-    return five(params) ? Five::why_not(params) : Three::why_not(params);
-  }
-  static size_t workspace(const void* params, int threads) {
-    return five(params) ? Five::workspace(params, threads) : Three::workspace(params, threads);
-  }
-  static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
-    return five(params) ? Five::run(params, t, exec) : Three::run(params, t, exec);
-  }
-};
+struct conv_grad_weight_winograd
+    : WinogradBySize<GradWeightWinograd<T, WinogradF43<T>>, GradWeightWinograd<T, WinogradF25<T>>> {};

@@ -33,6 +33,8 @@ namespace {
 #include "conv_rows.inl"
 #include "conv_gemm.inl"
 #include "winograd_transforms.inl"
+#include "winograd_plan.inl"
+#include "winograd_tile.inl"
 #include "conv_winograd.inl"
 #include "conv_grad_out.inl"
 #include "conv_grad_weight.inl"
