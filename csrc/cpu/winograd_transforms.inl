@@ -2,9 +2,9 @@
 //     y = A^T [(G g) * (B^T d)].
 //
 // Six products, F(4,3) and F(2,5), interpolate at 0, +-2/3, +-3/2 and infinity. The points decide the error: against a
-// sequential float32 sum these give 1.6-3.0 times the rms error from 72 products on, the usual 0, +-1, +-2 give 3.7-5.5.
-// As 2/3 * 3/2 = 1 the outer coefficients of B^T are one. Four products, F(2,3), interpolate at 0, +-1 and infinity:
-// 0.5-0.9 times, exact on small integers, and an output sees no input outside its own window.
+// sequential float32 sum these give 1.6-3.0 times the rms error from 72 products on, the usual 0, +-1, +-2
+// give 3.7-5.5. As 2/3 * 3/2 = 1 the outer coefficients of B^T are one. Four products, F(2,3), interpolate at 0, +-1
+// and infinity: 0.5-0.9 times, exact on small integers, and an output sees no input outside its own window.
 //
 // Points and error after: Barabasz et al., "Error analysis and improving the accuracy of Winograd convolution for deep
 // neural networks", ACM TOMS 46 (2020); the algorithm: Lavin and Gray, CVPR 2016.
