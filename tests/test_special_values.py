@@ -19,7 +19,7 @@ from bounds import EXACT_ON_INTEGERS, REFERENCE, SMALLEST, reference
 from cnnkern.spec import OPS, Request
 from matrix import Case, each_case, needs_native
 from oracle import ORDERS, allowed_of, differs, run_row, says, serves
-from samples import INTEGERS, generator, parse, sample_inputs, sample_requests, with_columns
+from samples import INTEGERS, NORMAL, generator, parse, sample_inputs, sample_requests, with_columns
 
 pytestmark = needs_native
 
@@ -138,6 +138,25 @@ def test_padding_contributes_nothing_under_a_weight_that_is_not_finite(case: Cas
     assert ran, f"{case} served none of the samples"
     everywhere = case.row.op == "conv_grad_input" and "strict" not in case.row.precisions  # stride 1 reaches all
     assert alone or everywhere, "some samples were to have outputs that no real element reaches"
+
+
+@each_case(*CONV_OPS[:2], native=True, strict=True)
+def test_an_infinite_weight_leaves_other_channels_their_bits(case: Case) -> None:
+    """Such a call is computed tap by tap; outputs that do not meet the weight are rounded as ever."""
+    ran = 0
+    for request in served(case, ("mb2ic33ih6iw19oc40kh3ph1", "g20mb1ic20ih9iw19oc20kh3ph1", "mb2ic33ih6iw19oc40kh1")):
+        x, weight, *rest = sample_inputs(request, NORMAL)
+        assert x is not None and weight is not None
+        infinite = weight.copy()
+        infinite[0 if case.row.op == "conv" or request.geometry.groups > 1 else slice(None), 0] = np.inf
+        plain, got = (run_row(case.row, request, (x, w, *rest))[0] for w in (weight, infinite))
+        assert plain is not None and got is not None
+        channels = 1 if case.layout == "NCHW" else -1
+        plain, got = (np.moveaxis(y, channels, 0) for y in (plain, got))
+        assert not np.isfinite(got[0]).all()
+        assert np.array_equal(got[1:], plain[1:])
+        ran += 1
+    assert ran, f"{case} served none of the samples"
 
 
 @each_case(*CONV_OPS, native=True)

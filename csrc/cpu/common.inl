@@ -3,12 +3,19 @@
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 template <class T>
-static inline T min_of(T a, T b) {
+static constexpr T min_of(T a, T b) {
   return b < a ? b : a;
 }
 template <class T>
-static inline T max_of(T a, T b) {
+static constexpr T max_of(T a, T b) {
   return a < b ? b : a;
+}
+
+// a * b + c, rounded once where vectors of this target round it once. (Written as a sum, a loop over neighbours is
+// vectorised by GCC into products and additions in order, each rounded.)
+static inline float multiply_add(float a, float b, float c) { return CK_HAS_FMA ? __builtin_fmaf(a, b, c) : a * b + c; }
+static inline double multiply_add(double a, double b, double c) {
+  return CK_HAS_FMA ? __builtin_fma(a, b, c) : a * b + c;
 }
 
 // Products and sums of sizes that may be absurd: at most kTooMuch, never wrapped.

@@ -228,7 +228,7 @@ class ConvUnits {
         if (id < 0 || id >= d.in || ih < 0 || ih >= h.in || iw < 0 || iw >= w.in) continue;
         const T* pixel = in + id * op_.in_stride[2] + ih * op_.in_stride[3] + iw * op_.in_stride[4];
         const T* row = weight + (c * taps + tap * size) * wide;
-        for (int64_t j = 0; j < size; j++) sum += pixel[(c + j) * op_.in_stride[1]] * row[j * wide];
+        for (int64_t j = 0; j < size; j++) sum = multiply_add(pixel[(c + j) * op_.in_stride[1]], row[j * wide], sum);
       }
       total = c == 0 ? sum : total + sum;
     }
