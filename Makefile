@@ -113,7 +113,7 @@ $(SANITIZE)/pool_stress_plain: $(SANITIZE)/pool_stress
 
 $(SANITIZE)/pool_stress_broken: $(SANITIZE)/pool_stress
 	@mkdir -p $(SANITIZE)/broken/cpu
-	sed 's/if (!ticket_.compare_exchange_weak(ticket, ticket - 1.*/ticket_.store(ticket - 1);/' \
+	sed 's|if (!own.compare_exchange_weak(ticket, ticket - 1.*|own.store(ticket - 1);|' \
 		csrc/cpu/parallel.cpp >$(SANITIZE)/broken/cpu/parallel.cpp
 	! cmp -s csrc/cpu/parallel.cpp $(SANITIZE)/broken/cpu/parallel.cpp
 	cp csrc/*.h $(SANITIZE)/broken && cp csrc/cpu/*.h $(SANITIZE)/broken/cpu

@@ -1,9 +1,14 @@
 // The thread pool of parallel.h.
 //
-// A job is published in one 64-bit ticket, generation << 32 | chunks left. A chunk is claimed by a compare-and-swap
-// that lowers the count, so a finished job reads 0 and a worker that wakes late can take nothing from it; a claim that
-// succeeds proves that the job is unfinished, hence that fn and arg still belong to it. The caller works too and waits
-// until all chunks are done, never until all workers have answered: a sleeping worker costs nothing.
+// A job is published in tickets, one for each lane's share of neighbouring chunks: generation << 32 | chunks left. A
+// chunk is claimed by a compare-and-swap that lowers the count, so a finished share reads 0 and a worker that wakes
+// late can take nothing from it; a claim that succeeds proves that the job is unfinished, hence that fn and arg still
+// belong to it. A lane whose share is finished takes from the next lane's. The caller works too and waits until all
+// chunks are done, never until all workers have answered: a sleeping worker costs nothing.
+//
+// Shares keep a core on the same part of an array from call to call, and from layer to layer, where its own cache holds
+// it: a line that the other core wrote last costs several times as much to write. (Chunks shared out one by one -> in
+// shares, two cores of Zen 5: 7x7 stride 2 on 3x224x224 296 -> 345-410 GFLOP/s, 3x3 on the same 305 -> 380.)
 //
 // Measured on 2 cores: waking a sleeper 24-43 us, an empty job with spinning workers 0.05-0.7 us. Spinning longer than
 // about 20 us is paid in full by whoever shares the core.
@@ -31,6 +36,7 @@
 namespace {
 
 constexpr int kMaxThreads = 1024;
+constexpr int kMostShares = 16;  // each is a cache line that publishing a job writes
 
 int64_t now_ns() {
   timespec t;
@@ -169,7 +175,10 @@ class Pool {
     total_.store(chunks, std::memory_order_relaxed);
     lanes_.store(threads, std::memory_order_relaxed);
     unfinished_.store(chunks, std::memory_order_relaxed);
-    ticket_.store(uint64_t(generation) << 32 | uint32_t(chunks), std::memory_order_release);
+    for (int i = 0; i < shares_of(threads); i++) {
+      const uint32_t left = uint32_t(share_begin(i + 1, chunks, threads) - share_begin(i, chunks, threads));
+      tickets_[i].left.store(uint64_t(generation) << 32 | left, std::memory_order_release);
+    }
     generation_.store(generation);  // seq_cst, with sleepers_: a sleeper sees this or is seen
     if (sleepers_.load() > 0) {
       const int core = Seat::core();
@@ -216,17 +225,26 @@ class Pool {
     }
   }
 
-  // Take chunks of this generation until none is left.
+  static int shares_of(int lanes) { return lanes < kMostShares ? lanes : kMostShares; }
+  static int share_begin(int share, int chunks, int lanes) { return int(int64_t(chunks) * share / shares_of(lanes)); }
+
+  // Take chunks of this generation until none is left: of the lane's own share, then of the others.
   int work(uint32_t generation, int lane, int (*poll)(void*), void* poll_arg) {
-    for (;;) {
-      uint64_t ticket = ticket_.load(std::memory_order_acquire);
+    for (int visited = 0, share = lane % kMostShares;;) {
+      std::atomic<uint64_t>& own = tickets_[share].left;
+      uint64_t ticket = own.load(std::memory_order_acquire);
       const uint32_t left = uint32_t(ticket);
-      if (uint32_t(ticket >> 32) != generation || left == 0) return 0;
-      if (lane >= lanes_.load(std::memory_order_relaxed)) return 0;
+      const int lanes = lanes_.load(std::memory_order_relaxed);
+      if (uint32_t(ticket >> 32) != generation || lane >= lanes) return 0;
+      if (left == 0) {
+        if (++visited >= shares_of(lanes)) return 0;
+        share = share + 1 < shares_of(lanes) ? share + 1 : 0;
+        continue;
+      }
       const ck_chunk_fn fn = fn_.load(std::memory_order_relaxed);
       void* const arg = arg_.load(std::memory_order_relaxed);
-      const int chunk = int(uint32_t(total_.load(std::memory_order_relaxed)) - left);
-      if (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel)) continue;
+      const int chunk = share_begin(share + 1, total_.load(std::memory_order_relaxed), lanes) - int(left);
+      if (!own.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel)) continue;
       fn(arg, chunk, lane);
       unfinished_.fetch_sub(1, std::memory_order_release);
       if (poll) {
@@ -241,17 +259,21 @@ class Pool {
 
   // Take all chunks that are left and count them as done.
   void drop(uint32_t generation) {
-    uint64_t ticket = ticket_.load(std::memory_order_acquire);
-    while (uint32_t(ticket >> 32) == generation && uint32_t(ticket) != 0) {
-      const uint64_t none = uint64_t(generation) << 32;
-      if (ticket_.compare_exchange_weak(ticket, none, std::memory_order_acq_rel)) {
+    for (Ticket& share : tickets_) {
+      uint64_t ticket = share.left.load(std::memory_order_acquire);
+      while (uint32_t(ticket >> 32) == generation && uint32_t(ticket) != 0) {
+        const uint64_t none = uint64_t(generation) << 32;
+        if (!share.left.compare_exchange_weak(ticket, none, std::memory_order_acq_rel)) continue;
         unfinished_.fetch_sub(int(uint32_t(ticket)), std::memory_order_release);
-        return;
+        break;
       }
     }
   }
 
-  alignas(64) std::atomic<uint64_t> ticket_{0};
+  struct alignas(64) Ticket {
+    std::atomic<uint64_t> left{0};
+  };
+  Ticket tickets_[kMostShares];
   alignas(64) std::atomic<uint32_t> generation_{0};  // idle workers sleep on it
   alignas(64) std::atomic<int> unfinished_{0};
   alignas(64) std::atomic<int> sleepers_{0};
