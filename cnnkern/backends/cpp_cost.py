@@ -30,6 +30,7 @@ _REACHED = 0.95  # of the peak, by a register tile without tails
 _LATENCY = 8  # multiply-adds in flight on two units: a tile with fewer accumulators waits
 _STRIP = 448  # outputs for which a walk reads all weights once
 _ROWS_LOAD = 11  # instructions per 64 bytes loaded unaligned from the second-level cache (Zen 5, measured: 10 to 15)
+_GEMM_ROW = 24  # instructions beside the copy itself, for each short row of one channel
 _GRAD_STRIP = 196  # outputs summed between two visits of the weight gradient
 
 
@@ -165,17 +166,20 @@ def _direct(m: _Machine, w: _Walk) -> float:
 
 
 def _rows(m: _Machine, w: _Walk) -> float:
-    """Lanes are the pixels of a row; up to 4 channels written share a load, which is what the loop waits for."""
-    most = 4 if m.isa == "avx512" else 3
-    vectors = ceil(w.row / m.lanes)
-    tiles = ceil(vectors / most)
-    blocks, rest = divmod(w.writes, 4)
-    loads = _ROWS_LOAD * VECTOR_BYTES[m.isa] / 64 * vectors / tiles
-    slots = tiles * sum(max(k * vectors / tiles, loads) * n for k, n in ((4, blocks), (rest, rest > 0)))
-    products = w.images * w.groups * w.reads * w.steps / w.row * slots
-    moves = w.images * w.groups * (w.reads * w.inputs / m.lanes * 3 + w.writes * w.outputs * vectors / w.row * 5)
-    moves += w.last * m.shuffles() * sum(_vectors(m, w))
-    copied = 2.0 * w.images * w.weights  # weight by weight, for each image at least
+    """Lanes are the pixels of a row; a panel of channels written shares a load, which few of them wait for."""
+    panels = ceil(w.writes / TILE_PIXELS[m.isa])
+    channels = w.writes / max(1, panels)
+    most = max(1, min(4 if m.isa == "avx512" else 3, int(2 * TILE_PIXELS[m.isa] // max(1, ceil(channels)))))
+    row = min(w.row, max(1, w.outputs))  # a plane of a 1x1 window; images are apart
+    vectors = ceil(row / m.lanes)
+    wide = vectors / ceil(vectors / most)  # of a tile
+    slots = panels * vectors / wide * max(channels * wide, _ROWS_LOAD * VECTOR_BYTES[m.isa] / 64 * wide, _LATENCY)
+    products = w.images * w.groups * w.reads * w.steps / row * slots
+    element = m.lanes if w.last else 1  # of channels-last arrays one element at a time
+    stored = w.writes * w.outputs * vectors / row * 3 * element
+    moves = w.images * w.groups * (w.reads * w.inputs / m.lanes * 3 + stored)
+    moves += w.last * m.shuffles() * _vectors(m, w)[0]
+    copied = 2.0 * (w.images if w.groups > 1 else 1) * w.weights  # weight by weight, for each strip of another group
     return m.part(products + moves + copied, _arrays(m, w) + w.weights * m.item)
 
 
@@ -192,7 +196,12 @@ def _gemm(m: _Machine, w: _Walk) -> float:
     vectors = w.groups * ceil(w.images * w.outputs / m.lanes)
     products = vectors * w.reads * w.writes
     element = m.lanes * 3 if w.last else 1  # of channels-last arrays one element at a time
-    moves = vectors * (w.reads * 3 + w.writes * 5) * element
+    if w.outputs == w.inputs:
+        copied = vectors * w.reads * 3 * element
+    else:  # a stride: row by row, pixels picked from twice as many
+        rows = w.images * w.groups * w.reads * w.outputs / w.axes[-1]
+        copied = rows * (_GEMM_ROW + 8 * ceil(w.axes[-1] / m.lanes)) * element
+    moves = copied + vectors * w.writes * 3 * element
     panels = 0.0 if w.packed else max(1.0, w.images * w.outputs / _STRIP) * w.weights / m.lanes * 2
     visits = max(1.0, w.images * w.outputs / _STRIP)
     return m.part(products + moves + panels, _arrays(m, w) + w.weights * m.item, m.again(w.weights * m.item, visits))

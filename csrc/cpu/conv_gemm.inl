@@ -73,13 +73,9 @@ struct GemmTileArgs {
   int64_t reduction;  // of this chunk
   const T* weight;    // packed: [r][KR]; else KR rows of neighbouring r
   int64_t row;        // elements between rows
-  T* sums;            // rows of pixels
-  int64_t sums_row;
-  bool add;
-  const T* ahead;  // what a later strip will read, one cache line per r
+  const T* ahead;     // what a later strip will read, one cache line per r
   int64_t ahead_step;
-  const T* out;  // where the sums will go: KR rows, a cache line per vector
-  int64_t out_row;
+  PixelOut<T> to;
 };
 
 // KR output channels times NV vectors of pixels.
@@ -95,7 +91,7 @@ static void gemm_tile(const GemmTileArgs<T>& t) {
   const T* x = t.x;
   const T* w[(KR + run - 1) / run];
   for (int i = 0; i < (KR + run - 1) / run; i++) w[i] = t.weight + (PACKED ? 0 : i * run * t.row);
-  const int64_t row = t.row, ahead_step = t.ahead_step, out_row = t.out_row;
+  const int64_t row = t.row, ahead_step = t.ahead_step, out_row = t.to.out_channel;
   const T* ahead = t.ahead;
   const auto step = [&] {
     __builtin_prefetch(ahead, 0, 2);
@@ -118,9 +114,9 @@ static void gemm_tile(const GemmTileArgs<T>& t) {
     x += 2 * L;
   };
   int64_t left = t.reduction;
-  if (t.out && left >= KR * NV) {
+  if (t.to.bias && left >= KR * NV) {  // finished: the lines of the output are fetched meanwhile
     for (int v = 0; v < NV; v++) {
-      const T* out = t.out + v * L;
+      const T* out = t.to.out + v * L;
       for (int k = 0; k < KR; k++, out += out_row) {
         __builtin_prefetch(out, 1, 2);
         step();
@@ -129,13 +125,7 @@ static void gemm_tile(const GemmTileArgs<T>& t) {
     left -= KR * NV;
   }
   for (; left > 0; left--) step();
-#pragma GCC unroll 16
-  for (int k = 0; k < KR; k++)
-#pragma GCC unroll 2
-    for (int v = 0; v < NV; v++) {
-      T* s = t.sums + k * t.sums_row + v * L;
-      store(s, t.add ? load(s) + acc[k][v] : acc[k][v]);
-    }
+  finish_tile(acc, t.to);
 }
 template <class T>
 using GemmTileFn = void (*)(const GemmTileArgs<T>&);
@@ -149,7 +139,13 @@ template <class T>
 class GemmWalk {
  public:
   GemmWalk(const GemmPlan<T>& plan, const ConvOperands<T>& operands, const T* packed, char* lanes)
-      : plan_(plan), op_(operands), packed_(packed), lanes_(lanes) {}
+      : plan_(plan), op_(operands), packed_(packed), lanes_(lanes) {
+    const ck_conv& p = *plan.conv;
+    const auto one_run = [&p](const int64_t* s) {
+      return s[4] == 1 && (p.out[1] == 1 || s[3] == p.out[2]) && (p.out[0] == 1 || s[2] == p.out[1] * s[3]);
+    };
+    whole_ = op_.out && one_run(op_.out_stride) && (!op_.residual || one_run(op_.residual_stride));
+  }
 
   static size_t lane_bytes(const GemmPlan<T>& plan) {
     const int64_t elements = plan.x_elements() + plan.sums_elements() + plan.own_elements();
@@ -172,8 +168,7 @@ class GemmWalk {
         copied = unit;
         const Range panels = piece(plan_.panels, plan_.parts, task % plan_.parts);
         for (int64_t panel = panels.begin; panel < panels.end; panel++) {
-          multiply(group, panel, some, panel - panels.begin, plan_.strip * exec->threads, x, sums);
-          finish(group, piece(plan_.outputs, plan_.panels, panel), some, sums);
+          multiply(group, panel, some, panel - panels.begin, x, sums);
         }
       }
     });
@@ -194,6 +189,13 @@ class GemmWalk {
       store(to + L, load(from + L));
     } else if (step == 1) {
       copy_short(to, from, count);
+    } else if (step == 2) {
+      for (int64_t i = 0; i < count; i += L) {
+        const int pixels = int(min_of(L, count - i)), last = 2 * pixels - 1;  // elements to the last pixel
+        const T* in = from + 2 * i;
+        const Vec<T> low = load_n(in, min_of(int(L), last)), high = last > L ? load_n(in + L, last - int(L)) : Vec<T>{};
+        store_n(to + i, deinterleave<T>(low, high).first, pixels);
+      }
     } else {
       for (int64_t i = 0; i < count; i++) to[i] = from[i * step];
     }
@@ -249,7 +251,7 @@ class GemmWalk {
   }
 
   // Sums of one panel over a strip: rows of pixels.
-  void multiply(int64_t group, int64_t panel, Range some, int64_t line, int64_t distance, const T* x, T* sums) const {
+  void multiply(int64_t group, int64_t panel, Range some, int64_t line, const T* x, T* sums) const {
     T* own = sums + plan_.sums_elements();
     const int64_t size = some.end - some.begin;
     typedef typename CountLanes<kTilePixels>::type All;
@@ -259,53 +261,65 @@ class GemmWalk {
     const T* weight = packed_ ? packed_ + (group * plan_.panels + panel) * plan_.panel_elements() : own;
     const bool as_rows = !packed_ && op_.weight.c == 1;
     if (!packed_ && !as_rows) pack_panel(group, panel, own);
+    const int64_t *os = op_.out_stride, *rs = op_.residual_stride;
+    const int64_t first_channel = group * plan_.outputs + rows.begin;
+    T bias[kTilePixels] = {};
+    if (op_.bias)
+      for (int k = 0; k < count; k++) bias[k] = op_.bias[(first_channel + k) * op_.bias_stride];
+    if (plan_.reduction == 0) {
+      for (int k = 0; k < count; k++) memset(sums + k * sums_row(), 0, size_t(size) * sizeof(T));
+      finish(group, rows, some, sums);
+    }
     GemmTileArgs<T> t;
-    t.row = plan_.row_pitch(), t.sums_row = round_up(plan_.strip, tile), t.out_row = 0;
-    const bool whole_out = op_.out_stride[4] == 1;
+    t.row = plan_.row_pitch();
+    t.to.before_channel = sums_row();
+    t.to.residual_channel = rs[1], t.to.relu = op_.relu;
     for (int64_t r = 0; r < plan_.reduction; r += plan_.chunk) {
       t.reduction = min_of(plan_.chunk, plan_.reduction - r);
-      t.add = r > 0;
       t.weight = weight + r * count;
       if (as_rows) {
         t.weight = own;
         for (int k = 0; k < count; k++) copy_short(own + k * t.row, weights(group, rows.begin + k) + r, t.reduction);
       }
-      for (int64_t i = 0; i < size; i += tile) {
+      const bool last = r + t.reduction == plan_.reduction;
+      int64_t image = some.begin / plan_.pixels, pixel = some.begin % plan_.pixels;
+      for (int64_t i = 0; i < size; i += tile, pixel += tile) {
+        for (; pixel >= plan_.pixels; pixel -= plan_.pixels) image++;
+        const int64_t pixels = min_of(tile, size - i);
+        const int vectors = pixels > plan_.lanes ? 2 : 1;
+        const bool finished = last && whole_ && pixel + pixels <= plan_.pixels;
         t.x = x + i * plan_.reduction + r * tile;
-        t.sums = sums + i;
-        t.ahead = x, t.ahead_step = 0;
-        t.out = nullptr;
-        if (r + t.reduction == plan_.reduction && whole_out) {
-          const int64_t at = some.begin + i;
-          t.out = op_.out + at / plan_.pixels * op_.out_stride[0] +
-                  (group * plan_.outputs + rows.begin) * op_.out_stride[1] + at % plan_.pixels;
-          t.out_row = op_.out_stride[1];
+        t.to.before = r > 0 ? sums + i : nullptr;
+        t.to.bias = finished ? bias : nullptr;
+        if (finished) {
+          t.to.out = op_.out + image * os[0] + first_channel * os[1] + pixel;
+          t.to.out_channel = os[1], t.to.pixels = pixels;
+          t.to.residual = op_.residual ? op_.residual + image * rs[0] + first_channel * rs[1] + pixel : nullptr;
+        } else {
+          t.to.out = sums + i, t.to.out_channel = sums_row(), t.to.pixels = vectors * plan_.lanes;
         }
-        const int64_t next = some.begin + distance + i + line * plan_.lanes;
+        t.ahead = x, t.ahead_step = 0;
+        const int64_t next = some.end + i + line * plan_.lanes;
         if (line < 2 && next < plan_.total) {
           t.ahead = op_.in + next / plan_.pixels * op_.in_stride[0] + (group * plan_.reduction + r) * op_.in_stride[1] +
                     next % plan_.pixels;
           t.ahead_step = op_.in_stride[1];
         }
-        if (size - i > plan_.lanes)
+        if (vectors == 2)
           (as_rows ? pick_gemm_tile<T, 2, false>(count, All{}) : pick_gemm_tile<T, 2, true>(count, All{}))(t);
         else (as_rows ? pick_gemm_tile<T, 1, false>(count, All{}) : pick_gemm_tile<T, 1, true>(count, All{}))(t);
+        if (last && !finished) finish(group, rows, {some.begin + i, some.begin + i + pixels}, sums + i);
       }
     }
-    if (plan_.reduction == 0)
-      for (int k = 0; k < count; k++) memset(sums + k * t.sums_row, 0, size_t(size) * sizeof(T));
   }
+  int64_t sums_row() const { return round_up(plan_.strip, GemmPlan<T>::tile); }
 
   // Bias, residual, activation, into the output.
   void finish(int64_t group, Range rows, Range some, const T* sums) const {
     const ck_conv& p = *plan_.conv;
     const int64_t *os = op_.out_stride, *rs = op_.residual_stride;
-    const bool whole =
-        os[4] == 1 && (p.out[1] == 1 || os[3] == p.out[2]) && (p.out[0] == 1 || os[2] == p.out[1] * os[3]) &&
-        (!op_.residual ||
-         (rs[4] == 1 && (p.out[1] == 1 || rs[3] == p.out[2]) && (p.out[0] == 1 || rs[2] == p.out[1] * rs[3])));
-    const int64_t run = whole ? plan_.pixels : p.out[2], sums_row = round_up(plan_.strip, GemmPlan<T>::tile);
-    for (int64_t k = rows.begin; k < rows.end; k++, sums += sums_row) {
+    const int64_t run = whole_ ? plan_.pixels : p.out[2];
+    for (int64_t k = rows.begin; k < rows.end; k++, sums += sums_row()) {
       const int64_t channel = group * plan_.outputs + k;
       const T bias = op_.bias ? op_.bias[channel * op_.bias_stride] : T(0);
       for (int64_t at = some.begin; at < some.end;) {
@@ -313,7 +327,7 @@ class GemmWalk {
         const int64_t count = min_of(run - first, some.end - at), d = line / p.out[1], h = line % p.out[1];
         T* out = op_.out + image * os[0] + channel * os[1] + first * os[4];
         const T* residual = op_.residual ? op_.residual + image * rs[0] + channel * rs[1] + first * rs[4] : nullptr;
-        if (!whole) {
+        if (!whole_) {
           out += d * os[2] + h * os[3];
           if (residual) residual += d * rs[2] + h * rs[3];
         }
@@ -326,6 +340,7 @@ class GemmWalk {
   const ConvOperands<T>& op_;
   const T* const packed_;
   char* const lanes_;
+  bool whole_;  // an image of the output, and of the residual, is one run of pixels (packing has neither)
 };
 
 template <class T, bool BACKWARD>

@@ -120,9 +120,11 @@ struct ConvPlan {
   int64_t block_elements, packed_elements;  // packed weights of a block, of all
   int64_t strip_elements, sums_elements;
 
-  void init(const ck_conv& p, bool backward, int threads) {
+  // `short_strip`: outputs of a strip whose sums are short. They are soon done: then those of conv_direct.inl should
+  // not leave the first-level cache before they are written back.
+  void init(const ck_conv& p, bool backward, int threads, int64_t short_strip = kStripPixels / 2) {
     set_shape(p, backward);
-    cut(threads);
+    cut(threads, in_channels * taps < kChunk ? short_strip : kStripPixels);
   }
   // All but the cut into strips.
   void set_shape(const ck_conv& p, bool backward) {
@@ -155,10 +157,8 @@ struct ConvPlan {
   }
 
  private:
-  void cut(int threads) {
+  void cut(int threads, int64_t strip_pixels) {
     const ConvAxis &d = axis[0], &h = axis[1], &w = axis[2];
-    // Short sums are soon done: then they should not leave the first-level cache before they are written back.
-    const int64_t strip_pixels = in_channels * taps < kChunk ? kStripPixels / 2 : kStripPixels;
     columns.init(w.taps(0), w.step_in);
     for (int64_t rho = 1; rho < w.classes; rho++) {
       Window other;

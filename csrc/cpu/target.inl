@@ -30,6 +30,7 @@ namespace {
 #include "conv_pixels.inl"
 #include "conv_units.inl"
 #include "conv_direct.inl"
+#include "conv_pixel_tile.inl"
 #include "conv_rows.inl"
 #include "conv_gemm.inl"
 #include "winograd_transforms.inl"
