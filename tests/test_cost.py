@@ -23,6 +23,7 @@ OPS = ("conv", "conv_grad_input", "conv_grad_weight")
 ROWS = [  # whatever may come to stand in the table; rows that exist are among them
     *(("direct", isa) for isa in ("scalar", "avx2", "avx512", "neon")),
     *(("rows", isa) for isa in ("scalar", "avx2", "avx512", "neon")),
+    *(("gemm", isa) for isa in ("scalar", "avx2", "avx512", "neon")),
     *((name, isa) for name in ("winograd", "winograd_f2", "depthwise") for isa in ("avx2", "avx512", "neon")),
     *((name, "amx") for name in ("split6", "split3", "split1")),
 ]

@@ -196,10 +196,9 @@ def _gemm(m: _Machine, w: _Walk) -> float:
     vectors = w.groups * ceil(w.images * w.outputs / m.lanes)
     products = vectors * w.reads * w.writes
     element = m.lanes * 3 if w.last else 1  # of channels-last arrays one element at a time
-    if w.outputs == w.inputs:
-        copied = vectors * w.reads * 3 * element
-    else:  # a stride: row by row, pixels picked from twice as many
-        rows = w.images * w.groups * w.reads * w.outputs / w.axes[-1]
+    copied = 3.0 * vectors * w.reads * element
+    if w.outputs != w.inputs:  # a stride: row by row, pixels picked from twice as many
+        rows = w.images * w.groups * w.reads * w.outputs / max(1, w.axes[-1])
         copied = rows * (_GEMM_ROW + 8 * ceil(w.axes[-1] / m.lanes)) * element
     moves = copied + vectors * w.writes * 3 * element
     panels = 0.0 if w.packed else max(1.0, w.images * w.outputs / _STRIP) * w.weights / m.lanes * 2
