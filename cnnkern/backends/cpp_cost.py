@@ -30,7 +30,7 @@ _REACHED = 0.95  # of the peak, by a register tile without tails
 _LATENCY = 8  # multiply-adds in flight on two units: a tile with fewer accumulators waits
 _STRIP = 448  # outputs for which a walk reads all weights once
 _ROWS_LOAD = 11  # instructions per 64 bytes loaded unaligned from the second-level cache (Zen 5, measured: 10 to 15)
-_GEMM_ROW = 24  # instructions beside the copy itself, for each short row of one channel
+_SHORT_ROW = 24  # instructions beside the copy itself, for each row of one channel that is picked or spread by a stride
 _GRAD_STRIP = 196  # outputs summed between two visits of the weight gradient
 
 
@@ -78,6 +78,7 @@ class _Walk:
     axes: tuple[int, ...]  # sizes of the outputs
     window: tuple[int, ...]
     last: bool  # channels are the arrays' last axis
+    across: bool  # weights of neighbouring channels written are neighbours, as vectors of them are packed
     packed: bool  # a plan has packed the weights
 
     @property
@@ -107,6 +108,7 @@ def _walk(request: Request) -> _Walk:
         axes=out,
         window=g.kernel,
         last=request.layout == "NHWC",
+        across=backward and prod(g.kernel) == 1,
         packed=request.prepacked,
     )
 
@@ -139,6 +141,11 @@ def _packing(m: _Machine, w: _Walk, elements: float, slots: float) -> float:
     return m.part(elements / m.lanes * slots, (w.weights + elements) * m.item)
 
 
+def _gather(m: _Machine, w: _Walk) -> float:
+    """Instructions for a packed vector of weights: channels written become neighbours."""
+    return 3.0 if w.across else 2.0 + m.shuffles()
+
+
 def _arrays(m: _Machine, w: _Walk) -> float:
     """Bytes of input and output."""
     return w.images * w.groups * (w.reads * w.inputs + w.writes * w.outputs) * m.item
@@ -157,12 +164,12 @@ def _direct(m: _Machine, w: _Walk) -> float:
     moves = into * (3 + m.shuffles() * w.last) + out * (5 + m.shuffles() * (not w.last))
     visits = max(1.0, w.images * w.outputs / _STRIP)
     if not w.packed and visits <= 2:  # a block of weights is packed into the core's own cache just before each use
-        late = visits * m.part(packed / m.lanes * (2 + m.shuffles()), w.weights * m.item)
+        late = visits * m.part(packed / m.lanes * _gather(m, w), w.weights * m.item)
         return late + m.part(products + moves, _arrays(m, w))
     walk = m.part(products + moves, _arrays(m, w) + packed * m.item, m.again(packed * m.item, visits))
     if w.packed:
         return min(walk, m.part(0.0, packed * m.item) + m.part(products + moves, _arrays(m, w)))
-    return _packing(m, w, packed, 2 + m.shuffles()) + walk
+    return _packing(m, w, packed, _gather(m, w)) + walk
 
 
 def _rows(m: _Machine, w: _Walk) -> float:
@@ -177,6 +184,8 @@ def _rows(m: _Machine, w: _Walk) -> float:
     products = w.images * w.groups * w.reads * w.steps / row * slots
     element = m.lanes if w.last else 1  # of channels-last arrays one element at a time
     stored = w.writes * w.outputs * vectors / row * 3 * element
+    if w.outputs > w.inputs and w.taps == 1:  # a strided gradient: zeros between
+        stored = w.writes * w.outputs / max(1, w.axes[-1]) * (_SHORT_ROW + 8 * ceil(w.axes[-1] / m.lanes)) * element
     moves = w.images * w.groups * (w.reads * w.inputs / m.lanes * 3 + stored)
     moves += w.last * m.shuffles() * _vectors(m, w)[0]
     copied = 2.0 * (w.images if w.groups > 1 else 1) * w.weights  # weight by weight, for each strip of another group
@@ -193,16 +202,20 @@ def _depthwise(m: _Machine, w: _Walk) -> float:
 
 def _gemm(m: _Machine, w: _Walk) -> float:
     """1x1: lanes are pixels, neighbours in NCHW alone; weights are copied, a panel at a time, for each strip."""
-    vectors = w.groups * ceil(w.images * w.outputs / m.lanes)
+    pixels = w.images * w.steps
+    vectors = w.groups * ceil(pixels / m.lanes)
     products = vectors * w.reads * w.writes
     element = m.lanes * 3 if w.last else 1  # of channels-last arrays one element at a time
-    copied = 3.0 * vectors * w.reads * element
-    if w.outputs != w.inputs:  # a stride: row by row, pixels picked from twice as many
+    copied, stored = 3.0 * vectors * w.reads * element, 3.0 * vectors * w.writes * element
+    if w.inputs > w.steps:  # a stride: row by row, pixels picked from twice as many
         rows = w.images * w.groups * w.reads * w.outputs / max(1, w.axes[-1])
-        copied = rows * (_GEMM_ROW + 8 * ceil(w.axes[-1] / m.lanes)) * element
-    moves = copied + vectors * w.writes * 3 * element
-    panels = 0.0 if w.packed else max(1.0, w.images * w.outputs / _STRIP) * w.weights / m.lanes * 2
-    visits = max(1.0, w.images * w.outputs / _STRIP)
+        copied = rows * (_SHORT_ROW + 8 * ceil(w.axes[-1] / m.lanes)) * element
+    if w.outputs > w.steps:  # its gradient: zeros between
+        rows = w.images * w.groups * w.writes * w.outputs / max(1, w.axes[-1])
+        stored = rows * (_SHORT_ROW + 16 * ceil(w.axes[-1] / m.lanes)) * element
+    visits = max(1.0, pixels / _STRIP)
+    panels = 0.0 if w.packed else visits * w.weights / m.lanes * 2
+    moves = copied + stored
     return m.part(products + moves + panels, _arrays(m, w) + w.weights * m.item, m.again(w.weights * m.item, visits))
 
 
@@ -309,7 +322,8 @@ def _grad_weight_winograd(forms: tuple[_Form, ...], m: _Machine, w: _Walk) -> fl
     form = _form(forms, w)
     if form is None:
         return None
-    products = form.cells * w.reads * _per_pixel(m, max(1, w.reads), w.writes)
+    together = max(1, m.lanes // 2)  # channels read that a tile holds, the last one too
+    products = form.cells * ceil(w.reads / together) * together * _per_pixel(m, max(1, w.reads), w.writes)
     transforms = ceil(w.reads / m.lanes) * form.input + ceil(w.writes / m.lanes) * form.inverse
     filters = w.groups * w.reads * ceil(w.writes / m.lanes)
     sums = filters * m.lanes * form.cells * m.item

@@ -11,7 +11,9 @@
 //
 // Order of sums: that of conv_direct.inl, so the bits are the same where multiply-add is fused.
 //
-// Needs: a 1x1 kernel without padding, for the gradient stride 1; pixels that are neighbours in memory (NCHW).
+// The gradient of a strided layer is a product over the pixels of gy; its other outputs are zero (or the bias alone).
+//
+// Needs: a 1x1 kernel without padding; pixels that are neighbours in memory (NCHW).
 
 template <class T>
 struct GemmPlan {
@@ -61,7 +63,14 @@ struct GemmPlan {
   int64_t panel_elements() const { return reduction * kTilePixels; }
   // Rows of weights as they are, a chunk of r long: at powers of two they would fall on one set of the cache.
   int64_t row_pitch() const { return (ceil_div(min_of(chunk, reduction), lanes) | 1) * lanes; }
-  int64_t own_elements() const { return max_of(panel_elements(), kTilePixels * row_pitch()); }
+  // Weights that must be packed are packed once for all strips where there are several; else panel by panel just before
+  // use, some at once: a row of them is a page of its own, and is then read in whole lines. At most 1 MB.
+  bool packs_early() const { return strips > 2; }
+  int64_t late_panels() const {
+    const int64_t most = (int64_t(1) << 20) / max_of<int64_t>(1, panel_elements() * int64_t(sizeof(T)));
+    return packs_early() ? 0 : max_of<int64_t>(1, min_of<int64_t>(most, min_of<int64_t>(8, ceil_div(panels, parts))));
+  }
+  int64_t own_elements() const { return max_of(late_panels() * panel_elements(), kTilePixels * row_pitch()); }
   int64_t packed_elements() const { return times(conv->groups * panels, panel_elements()); }
   int64_t x_elements() const { return times(round_up(strip, tile), reduction); }
   int64_t sums_elements() const { return kTilePixels * round_up(strip, tile); }
@@ -144,44 +153,57 @@ class GemmWalk {
     const auto one_run = [&p](const int64_t* s) {
       return s[4] == 1 && (p.out[1] == 1 || s[3] == p.out[2]) && (p.out[0] == 1 || s[2] == p.out[1] * s[3]);
     };
-    whole_ = op_.out && one_run(op_.out_stride) && (!op_.residual || one_run(op_.residual_stride));
+    spread_ = plan.backward && (p.in[0] != p.out[0] || p.in[1] != p.out[1] || p.in[2] != p.out[2]);
+    whole_ = !spread_ && op_.out && one_run(op_.out_stride) && (!op_.residual || one_run(op_.residual_stride));
   }
 
   static size_t lane_bytes(const GemmPlan<T>& plan) {
     const int64_t elements = plan.x_elements() + plan.sums_elements() + plan.own_elements();
-    return size_t(round_up(elements * int64_t(sizeof(T)), 4096) + 64);  // 64: not at the same offset of a page
+    return size_t(round_up(int64_t(sizeof(Lane)) + elements * int64_t(sizeof(T)), 4096) + 64);  // 64: another offset
   }
 
   ck_status run(const ck_exec* exec) {
     const int64_t tasks = plan_.strips * plan_.conv->groups * plan_.parts;
     const int64_t chunks = exec->threads == 1 && !exec->poll ? 1 : min_of<int64_t>(tasks, 1 << 20);
+    for (int lane = 0; lane < exec->threads; lane++) lane_at(lane)->unit = -1;
     return parallel(exec, chunks, [&](int chunk, int lane) {
-      T* x = reinterpret_cast<T*>(lanes_ + size_t(lane) * lane_bytes(plan_));
-      T* sums = x + plan_.x_elements();
-      int64_t copied = -1;
+      Lane* const own = lane_at(lane);
+      T* const x = reinterpret_cast<T*>(own + 1);
+      T *const sums = x + plan_.x_elements(), *const late = sums + plan_.sums_elements();
+      const int64_t together = packed_ || op_.weight.c == 1 ? 1 : plan_.late_panels();
       const Range range = piece(tasks, chunks, chunk);
       for (int64_t task = range.begin; task < range.end; task++) {
         const int64_t unit = task / plan_.parts, group = unit % plan_.conv->groups;
         const Range some = {unit / plan_.conv->groups * plan_.strip,
                             min_of(plan_.total, (unit / plan_.conv->groups + 1) * plan_.strip)};
-        if (copied != unit) copy(group, some, x);
-        copied = unit;
+        if (own->unit != unit) copy(group, some, x);
+        own->unit = unit;
         const Range panels = piece(plan_.panels, plan_.parts, task % plan_.parts);
-        for (int64_t panel = panels.begin; panel < panels.end; panel++) {
-          multiply(group, panel, some, panel - panels.begin, x, sums);
+        for (int64_t first = panels.begin; first < panels.end; first += together) {
+          const Range few = {first, min_of(first + together, panels.end)};
+          if (!packed_ && op_.weight.c != 1) pack_panels(group, few, late);
+          for (int64_t panel = few.begin; panel < few.end; panel++) {
+            const T* weight = packed_ ? packed_ + (group * plan_.panels + panel) * plan_.panel_elements()
+                                      : late + (panel - few.begin) * plan_.panel_elements();
+            multiply(group, panel, some, panel - panels.begin, x, sums, weight, late);
+          }
         }
       }
     });
   }
 
   // All panels of weights: [group][panel][r][rows of the panel].
-  static void pack(const GemmPlan<T>& plan, const ConvOperands<T>& operands, T* to, Range panels) {
-    GemmWalk walk(plan, operands, nullptr, nullptr);
-    for (int64_t i = panels.begin; i < panels.end; i++)
-      walk.pack_panel(i / plan.panels, i % plan.panels, to + i * plan.panel_elements());
+  static void pack(const GemmPlan<T>& plan, const ConvOperands<T>& operands, T* to, int64_t group, Range panels) {
+    GemmWalk(plan, operands, nullptr, nullptr)
+        .pack_panels(group, panels, to + (group * plan.panels + panels.begin) * plan.panel_elements());
   }
 
  private:
+  struct alignas(64) Lane {  // x, sums and weights follow
+    int64_t unit;            // whose pixels are copied; -1: none
+  };
+  Lane* lane_at(int lane) const { return reinterpret_cast<Lane*>(lanes_ + size_t(lane) * lane_bytes(plan_)); }
+
   static inline void copy_pixels(T* to, const T* from, int64_t count, int64_t step) {
     constexpr int64_t L = kLanes<T>;
     if (step == 1 && count == 2 * L) {
@@ -238,38 +260,40 @@ class GemmWalk {
   const T* weights(int64_t group, int64_t output) const {
     return op_.weight.data + group * op_.weight_group + output * op_.weight.k;
   }
-  void pack_panel(int64_t group, int64_t panel, T* to) const {
-    const Range rows = piece(plan_.outputs, plan_.panels, panel);
-    const int count = int(rows.end - rows.begin);
-    const T* from = weights(group, rows.begin);
-    for (int64_t r = 0; r < plan_.reduction; r++, from += op_.weight.c, to += count) {
-      __builtin_prefetch(from + 16 * op_.weight.c);
-      if (op_.weight.k == 1) copy_short(to, from, count);
-      else
-        for (int k = 0; k < count; k++) to[k] = from[k * op_.weight.k];
+  void pack_panels(int64_t group, Range some, T* to) const {
+    const T* from = weights(group, piece(plan_.outputs, plan_.panels, some.begin).begin);
+    for (int64_t r = 0; r < plan_.reduction; r++, from += op_.weight.c) {
+      const T* row = from;
+      for (int64_t panel = some.begin; panel < some.end; panel++) {
+        const Range rows = piece(plan_.outputs, plan_.panels, panel);
+        const int64_t count = rows.end - rows.begin;
+        T* out = to + (panel - some.begin) * plan_.panel_elements() + r * count;
+        __builtin_prefetch(row + 16 * op_.weight.c);
+        if (op_.weight.k == 1) copy_short(out, row, count);
+        else
+          for (int64_t k = 0; k < count; k++) out[k] = row[k * op_.weight.k];
+        row += count * op_.weight.k;
+      }
     }
   }
 
   // Sums of one panel over a strip: rows of pixels.
-  void multiply(int64_t group, int64_t panel, Range some, int64_t line, const T* x, T* sums) const {
-    T* own = sums + plan_.sums_elements();
+  // weight: the packed panel, or without one `own` for rows of weights as they are.
+  void multiply(int64_t group, int64_t panel, Range some, int64_t line, const T* x, T* sums, const T* weight,
+                T* own) const {
     const int64_t size = some.end - some.begin;
     typedef typename CountLanes<kTilePixels>::type All;
     constexpr int64_t tile = GemmPlan<T>::tile;
     const Range rows = piece(plan_.outputs, plan_.panels, panel);
     const int count = int(rows.end - rows.begin);
-    const T* weight = packed_ ? packed_ + (group * plan_.panels + panel) * plan_.panel_elements() : own;
     const bool as_rows = !packed_ && op_.weight.c == 1;
-    if (!packed_ && !as_rows) pack_panel(group, panel, own);
     const int64_t *os = op_.out_stride, *rs = op_.residual_stride;
     const int64_t first_channel = group * plan_.outputs + rows.begin;
     T bias[kTilePixels] = {};
     if (op_.bias)
       for (int k = 0; k < count; k++) bias[k] = op_.bias[(first_channel + k) * op_.bias_stride];
-    if (plan_.reduction == 0) {
+    if (plan_.reduction == 0)
       for (int k = 0; k < count; k++) memset(sums + k * sums_row(), 0, size_t(size) * sizeof(T));
-      finish(group, rows, some, sums);
-    }
     GemmTileArgs<T> t;
     t.row = plan_.row_pitch();
     t.to.before_channel = sums_row();
@@ -308,9 +332,11 @@ class GemmWalk {
         if (vectors == 2)
           (as_rows ? pick_gemm_tile<T, 2, false>(count, All{}) : pick_gemm_tile<T, 2, true>(count, All{}))(t);
         else (as_rows ? pick_gemm_tile<T, 1, false>(count, All{}) : pick_gemm_tile<T, 1, true>(count, All{}))(t);
-        if (last && !finished) finish(group, rows, {some.begin + i, some.begin + i + pixels}, sums + i);
+        if (last && whole_ && !finished)  // two images in one tile
+          finish(group, rows, {some.begin + i, some.begin + i + pixels}, sums + i);
       }
     }
+    if (!whole_ || plan_.reduction == 0) finish(group, rows, some, sums);
   }
   int64_t sums_row() const { return round_up(plan_.strip, GemmPlan<T>::tile); }
 
@@ -325,22 +351,55 @@ class GemmWalk {
       for (int64_t at = some.begin; at < some.end;) {
         const int64_t image = at / plan_.pixels, pixel = at % plan_.pixels, first = pixel % run, line = pixel / run;
         const int64_t count = min_of(run - first, some.end - at), d = line / p.out[1], h = line % p.out[1];
-        T* out = op_.out + image * os[0] + channel * os[1] + first * os[4];
-        const T* residual = op_.residual ? op_.residual + image * rs[0] + channel * rs[1] + first * rs[4] : nullptr;
-        if (!whole_) {
-          out += d * os[2] + h * os[3];
-          if (residual) residual += d * rs[2] + h * rs[3];
-        }
-        write_row(sums + (at - some.begin), bias, residual, rs[4], out, os[4], count, op_.relu);
+        T* const out = op_.out + image * os[0] + channel * os[1];
+        const T* const residual = op_.residual ? op_.residual + image * rs[0] + channel * rs[1] : nullptr;
+        const T* const row = sums + (at - some.begin);
         at += count;
+        if (spread_) {
+          spread(row, {first, first + count}, d, h, bias, residual, out);
+          continue;
+        }
+        const int64_t place = first * os[4] + (whole_ ? 0 : d * os[2] + h * os[3]);
+        const int64_t other = first * rs[4] + (whole_ ? 0 : d * rs[2] + h * rs[3]);
+        write_row(row, bias, residual ? residual + other : nullptr, rs[4], out + place, os[4], count, op_.relu);
       }
     }
   }
+
+  // Some columns of row (d, h) of gy into the outputs that belong to them, a stride apart, and to the zeros between.
+  void spread(const T* sums, Range some, int64_t d, int64_t h, T bias, const T* residual, T* out) const {
+    constexpr int64_t L = kLanes<T>, wide = 4 * L;
+    const int64_t *in = plan_.conv->in, *step = plan_.conv->stride, *os = op_.out_stride, *rs = op_.residual_stride;
+    const int64_t begin = some.begin * step[2], columns = min_of(some.end * step[2], in[2]) - begin;
+    for (int64_t z = d * step[0]; z < min_of((d + 1) * step[0], in[0]); z++)
+      for (int64_t y = h * step[1]; y < min_of((h + 1) * step[1], in[1]); y++) {
+        const int64_t count = z == d * step[0] && y == h * step[1] ? some.end - some.begin : 0;  // sums of this row
+        for (int64_t c = 0; c < columns; c += wide) {
+          T line[wide] = {};
+          if (step[2] == 2) {
+            for (int64_t i = 0; i < 2 * L && c / 2 + i < count; i += L) {
+              const Vec<T> v = load_n(sums + c / 2 + i, int(min_of(L, count - c / 2 - i)));
+              const Pairs<T> pair = interleave<T>(v, Vec<T>{});
+              store(line + 2 * i, pair.first);
+              store(line + 2 * i + L, pair.second);
+            }
+          } else {
+            for (int64_t i = ceil_div(c, step[2]); i < count && i * step[2] < c + wide; i++)
+              line[i * step[2] - c] = sums[i];
+          }
+          const int64_t place = z * os[2] + y * os[3] + (begin + c) * os[4];
+          const T* other = residual ? residual + z * rs[2] + y * rs[3] + (begin + c) * rs[4] : nullptr;
+          write_row(line, bias, other, rs[4], out + place, os[4], min_of(wide, columns - c), op_.relu);
+        }
+      }
+  }
+
   const GemmPlan<T>& plan_;
   const ConvOperands<T>& op_;
   const T* const packed_;
   char* const lanes_;
-  bool whole_;  // an image of the output, and of the residual, is one run of pixels (packing has neither)
+  bool spread_;  // a strided gradient
+  bool whole_;   // an image of the output, and of the residual, is one run of pixels (packing has neither)
 };
 
 template <class T, bool BACKWARD>
@@ -356,7 +415,7 @@ struct ConvGemm {
       // No padding on either side: outputs begin and end with the input.
       const bool inside = p.pad[a] == 0 && (p.out[a] - 1) * p.stride[a] < p.in[a];
       if (p.kernel[a] != 1 || !inside) return "needs a 1x1 kernel without padding";
-      if (BACKWARD && (p.stride[a] != 1 || p.in[a] != p.out[a])) return "needs stride 1";
+      if (BACKWARD && p.in[a] > p.out[a] * p.stride[a]) return "needs all its outputs within a stride of an input";
     }
     return nullptr;
   }
@@ -370,15 +429,19 @@ struct ConvGemm {
     return pack_all(plan, operands, static_cast<T*>(packed), exec);
   }
   static ck_status pack_all(const GemmPlan<T>& plan, const ConvOperands<T>& operands, T* to, const ck_exec* exec) {
-    const int64_t panels = plan.conv->groups * plan.panels;
-    const int64_t chunks = chunks_for(panels, double(plan.panel_elements()) * 8, exec->threads);
-    return parallel(exec, chunks,
-                    [&](int chunk, int) { GemmWalk<T>::pack(plan, operands, to, piece(panels, chunks, chunk)); });
+    constexpr int64_t kTogether = 8;
+    const int64_t teams = ceil_div(plan.panels, kTogether), tasks = plan.conv->groups * teams;
+    const int64_t chunks = chunks_for(tasks, double(kTogether * plan.panel_elements()) * 8, exec->threads);
+    return parallel(exec, chunks, [&](int chunk, int) {
+      const Range range = piece(tasks, chunks, chunk);
+      for (int64_t i = range.begin; i < range.end; i++) {
+        const int64_t first = i % teams * kTogether;
+        GemmWalk<T>::pack(plan, operands, to, i / teams, {first, min_of(first + kTogether, plan.panels)});
+      }
+    });
   }
-  // Weights that must be packed are packed once for all strips where there are several.
-  static bool packs_early(const GemmPlan<T>& plan) { return plan.strips > 2; }
   static size_t packed_part(const GemmPlan<T>& plan) {
-    return packs_early(plan) ? size_t(round_up(plan.packed_elements() * int64_t(sizeof(T)), 64)) : 0;
+    return plan.packs_early() ? size_t(round_up(plan.packed_elements() * int64_t(sizeof(T)), 64)) : 0;
   }
   static size_t workspace(const void* params, int threads) {
     const GemmPlan<T> plan = plan_for(params, threads);
@@ -392,7 +455,7 @@ struct ConvGemm {
     const ConvOperands<T> operands = conv_operands<T>(*plan.conv, t, BACKWARD);
     char* at = static_cast<char*>(exec->workspace);
     const T* packed = static_cast<const T*>(exec->packed);
-    if (!packed && packs_early(plan) && operands.weight.c != 1) {
+    if (!packed && plan.packs_early() && operands.weight.c != 1) {
       const ck_status status = pack_all(plan, operands, reinterpret_cast<T*>(at), exec);
       if (status != CK_OK) return status;
       packed = reinterpret_cast<T*>(at);

@@ -183,22 +183,44 @@ static bool pack_blocks(const ConvPlan<T>& plan, Range blocks, const WeightSourc
   const ConvAxis &h = plan.axis[1], &w = plan.axis[2];
   const int vectors = plan.vectors(blocks.begin);
   const int64_t channels = plan.in_channels, taps = plan.taps, wide = vectors * L;
-  TapPlace known[kKnownTaps];
-  for (int64_t tap = 0; tap < min_of(taps, kKnownTaps); tap++) known[tap] = place_of_tap(plan, blocks.begin, tap);
+  // Where the next channel of each tap goes: channels come in order, so that is one further, but for a new chunk.
+  struct Cursor {
+    int64_t offset, left;
+  };
+  Cursor known[kKnownTaps];
+  for (int64_t tap = 0; tap < min_of(taps, kKnownTaps); tap++) known[tap] = {0, 0};
+  const auto begin = [&](int64_t c, int64_t tap) -> Cursor {
+    const TapPlace place = place_of_tap(plan, blocks.begin, tap);
+    const int64_t first = c / place.chunk * place.chunk, size = min_of(place.chunk, channels - first);
+    return {place.base + (first * place.taps + place.index * size + (c - first)) * wide, size - (c - first)};
+  };
+  const auto next = [&](int64_t c, int64_t tap) {
+    if (tap >= kKnownTaps) return begin(c, tap).offset;
+    Cursor& cursor = known[tap];
+    if (cursor.left == 0) cursor = begin(c, tap);
+    cursor.left--;
+    cursor.offset += wide;
+    return cursor.offset - wide;
+  };
   const bool taps_run = (w.kernel == 1 || from.axis[2] == 1) && (h.kernel == 1 || from.axis[1] == w.kernel) &&
                         (plan.axis[0].kernel == 1 || from.axis[0] == w.kernel * h.kernel);
   const bool all_run = taps_run && from.c == taps;
   const int64_t run = all_run ? channels * taps : taps_run ? taps : 1;
   const int64_t runs = channels * taps / max_of<int64_t>(1, run);
   Vec<T> bad{};
+  int64_t c = 0, tap = 0;
   for (int64_t r = 0; r < runs; r++) {
-    const int64_t c_first = r * run / taps, tap_first = r * run % taps;
-    int64_t offset = c_first * from.c;
-    if (run == 1)
-      offset += tap_first / w.kernel / h.kernel * from.axis[0] + tap_first / w.kernel % h.kernel * from.axis[1] +
-                tap_first % w.kernel * from.axis[2];
+    int64_t offset = c * from.c;
+    if (run == 1 && taps > 1)
+      offset += tap / w.kernel / h.kernel * from.axis[0] + tap / w.kernel % h.kernel * from.axis[1] +
+                tap % w.kernel * from.axis[2];
     for (int64_t i = 0; i < run; i += L) {
       const int length = int(min_of<int64_t>(L, run - i));
+      int64_t place[L];
+      for (int j = 0; j < length; j++) {
+        place[j] = next(c, tap);
+        if (++tap == taps) tap = 0, c++;
+      }
       for (int64_t block = blocks.begin; block < blocks.end; block++) {
         T* const to = out + (block - blocks.begin) * plan.block_elements;
         for (int v = 0; v < vectors; v++) {
@@ -221,14 +243,9 @@ static bool pack_blocks(const ConvPlan<T>& plan, Range blocks, const WeightSourc
             for (int j = 0; j < count; j++) lane[j] = source[j * from.k];
             column[0] = load(lane);
           }
-          int64_t c = c_first + (tap_first + i) / taps, tap = (tap_first + i) % taps;
           for (int j = 0; j < length; j++) {
-            const TapPlace place = tap < kKnownTaps ? known[tap] : place_of_tap(plan, block, tap);
-            const int64_t first = place.chunk >= channels ? 0 : c / place.chunk * place.chunk;
-            const int64_t size = min_of(place.chunk, channels - first);
-            store(to + place.base + (first * place.taps + place.index * size + (c - first)) * wide + v * L, column[j]);
+            store(to + place[j] + v * L, column[j]);
             bad += column[j] * T(0);
-            if (++tap == taps) tap = 0, c++;
           }
         }
       }

@@ -120,11 +120,15 @@ struct ConvPlan {
   int64_t block_elements, packed_elements;  // packed weights of a block, of all
   int64_t strip_elements, sums_elements;
 
-  // `short_strip`: outputs of a strip whose sums are short. They are soon done: then those of conv_direct.inl should
-  // not leave the first-level cache before they are written back.
-  void init(const ck_conv& p, bool backward, int threads, int64_t short_strip = kStripPixels / 2) {
+  void init(const ck_conv& p, bool backward, int threads) {
     set_shape(p, backward);
-    cut(threads, in_channels * taps < kChunk ? short_strip : kStripPixels);
+    // Short sums are soon done: then they should not leave the first-level cache before they are written back.
+    cut(threads, in_channels * taps < kChunk ? kStripPixels / 2 : kStripPixels, 4 * threads);
+  }
+  // For a walk that takes all output channels of a strip at once and keeps no sums of short ones.
+  void init_whole(const ck_conv& p, bool backward, int threads, int64_t short_strip) {
+    set_shape(p, backward);
+    cut(threads, in_channels * taps < kChunk ? short_strip : kStripPixels, 1);
   }
   // All but the cut into strips.
   void set_shape(const ck_conv& p, bool backward) {
@@ -157,7 +161,7 @@ struct ConvPlan {
   }
 
  private:
-  void cut(int threads, int64_t strip_pixels) {
+  void cut(int threads, int64_t strip_pixels, int64_t most_parts) {
     const ConvAxis &d = axis[0], &h = axis[1], &w = axis[2];
     columns.init(w.taps(0), w.step_in);
     for (int64_t rho = 1; rho < w.classes; rho++) {
@@ -180,7 +184,7 @@ struct ConvPlan {
       images = max_of<int64_t>(1, min_of(batch, strip_pixels / max_of<int64_t>(1, rows * row_outputs())));
       while (images > 1 && strip_bytes() > budget) images--;
     }
-    balance(rows_all, cols_all, threads);
+    balance(rows_all, cols_all, threads, most_parts);
     strip_bytes();
     strip_elements = times(in_channels, channel_pitch);
     sums_elements = images * rows * row_outputs() * block;
@@ -197,7 +201,7 @@ struct ConvPlan {
 
   // Enough tasks of equal size for all threads: first split output channels, then images and rows. None of this changes
   // what any output's sum looks like.
-  void balance(int64_t rows_all, int64_t cols_all, int threads) {
+  void balance(int64_t rows_all, int64_t cols_all, int threads, int64_t most_parts) {
     k_parts = 1;
     for (;;) {
       units = count_units(rows_all);
@@ -206,13 +210,13 @@ struct ConvPlan {
                          double(rows_all * cols_all * axis[0].count(0));
       if (threads <= 1 || ops < double(kSerialOps)) break;
       double best = 0;
-      for (int64_t parts = 1; parts <= min_of<int64_t>(k_blocks, 4 * threads); parts++) {
+      for (int64_t parts = 1; parts <= min_of(k_blocks, most_parts); parts++) {
         const int64_t tasks = units * parts;
         double share = double(tasks) / double(round_up(tasks, threads));
         share *= double(k_blocks) / double(parts * ceil_div(k_blocks, parts));
         if (share > best + 0.04) best = share, k_parts = parts;
       }
-      if (best > 0.87 || (images == 1 && rows == 1)) break;
+      if (best > (most_parts > 1 ? 0.87 : 0.95) || (images == 1 && rows == 1)) break;
       if (images > 1) images = ceil_div(images, 2);
       else rows = ceil_div(rows, 2);
     }

@@ -327,19 +327,19 @@ struct ConvRowsRow {
                         "channels";
     if (2 * p.out[2] < kLanes<T>) return "needs rows of at least half a vector of outputs, got {width}";
     ConvPlan<T> plan;
-    plan.init(p, BACKWARD, 1, kRowsStrip);
+    plan.init_whole(p, BACKWARD, 1, kRowsStrip);
     return plan.why_not();
   }
   static size_t workspace(const void* params, int threads) {
     ConvPlan<T> plan;
-    plan.init(*static_cast<const ck_conv*>(params), BACKWARD, threads, kRowsStrip);
+    plan.init_whole(*static_cast<const ck_conv*>(params), BACKWARD, threads, kRowsStrip);
     return size_t(threads) * ConvRows<T>::lane_bytes(plan);
   }
   static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
     const ck_conv& p = *static_cast<const ck_conv*>(params);
     ConvPlan<T> plan;
-    plan.init(p, BACKWARD, exec->threads, kRowsStrip);
+    plan.init_whole(p, BACKWARD, exec->threads, kRowsStrip);
     if (plan.units == 0 || plan.out_channels == 0) return CK_OK;
     if (exec->workspace_size < size_t(exec->threads) * ConvRows<T>::lane_bytes(plan)) return CK_SMALL_WORKSPACE;
     const ConvOperands<T> operands = conv_operands<T>(p, t, BACKWARD);

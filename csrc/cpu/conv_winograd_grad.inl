@@ -3,21 +3,28 @@
 // with the points and the input tiles of conv_winograd.inl: a tile is a square of F::outputs outputs, and its gy plays
 // the part of the filter.
 //
-// All threads transform a group of tiles, V[product][c][tile] and E[product][k][tile]; then each product is a matrix
-// product over the tiles of the group. A task takes a block of output channels and some vectors of input channels: sums
-// of all products in the second-level cache, one inverse transform, added to the packed gradient [tap][c][k].
+// A group of tiles is transformed, V[product][c][tile] and E[product][k][tile]; then each product is a matrix product
+// over the tiles of the group: sums of all products for a block of output channels and some input channels in the
+// second-level cache, one inverse transform, added to the packed gradient [tap][c][k].
+//
+// Small gradients are summed in several copies, and one thread does all of a copy's tiles, so that it alone writes and
+// reads their V and E: shared by two cores of Zen 5, 64 channels at 56x56 took longer than on one (654 GFLOP/s on one,
+// 482 on two, 1123 with copies). Large gradients have one copy, and all threads share out each group's transforms and
+// products.
 //
 // Bound: multiply-adds, 2.25 per output and channel pair instead of 9; V streams 64 bytes per 16 cycles.
 //
-// Order of sums: tiles of a group, then groups; groups follow from the shape alone, so bits do not depend on threads.
+// Order of sums: tiles of a group, groups, copies; all follow from the shape alone, so bits do not depend on threads.
 //
 // Special values: a gradient that is not finite somewhere is computed again by the direct row.
 
-constexpr int64_t kGradGroupBytes = int64_t(8) << 20;  // V and E of a group together
+constexpr int64_t kGradGroupBytes = int64_t(4) << 20;  // V and E of a group; twice that where threads share them
 constexpr int64_t kGradGroupTiles = 128;               // E of a block: 590 KB for 36 products
 // Fewer outputs, hence shorter sums: beyond 3 times the error of a sequential sum.
 constexpr int64_t kGradOutputs3 = 100, kGradOutputs5 = 512;
-constexpr int64_t kGradVectors = 4;  // of input channels per task: its sums take 295 KB
+constexpr int64_t kGradVectors = 4;                      // of input channels per task: its sums take 295 KB
+constexpr int64_t kGradCopyElements = int64_t(1) << 20;  // of all copies together
+constexpr int64_t kGradCopyTiles = 24;                   // of a copy at least: they pay for its inverse transforms
 
 template <class T, class F>
 struct WinogradGradPlan : ConvPlan<T> {
@@ -27,6 +34,7 @@ struct WinogradGradPlan : ConvPlan<T> {
   static constexpr int64_t products = F::size * F::size, taps = F::taps * F::taps;
 
   int64_t channel_blocks, tile_rows, tile_cols;
+  int64_t copies, copy_elements;
   int64_t tiles, together, group_tiles;  // of a unit; units of a group; tiles of a group
   int64_t v_pitch, e_pitch;              // elements between products
   int64_t e_block;                       // of E: elements of a block of output channels
@@ -38,8 +46,14 @@ struct WinogradGradPlan : ConvPlan<T> {
     channel_blocks = ceil_div(in_channels, lanes);
     const int64_t all_rows = ceil_div(axis[1].out, m), all_cols = ceil_div(axis[2].out, m);
     const int64_t tile_bytes = products * (channel_blocks * lanes + k_blocks * block) * int64_t(sizeof(T));
-    const int64_t most = min_of(kGradGroupTiles, max_of<int64_t>(8, kGradGroupBytes / max_of<int64_t>(1, tile_bytes)));
-    const int64_t unit = min_of<int64_t>(most, 32);
+    copy_elements = groups * k_blocks * block * in_channels * taps;
+    const int64_t all_tiles = batch * axis[0].out * all_rows * all_cols;
+    const int64_t wanted = min_of(all_tiles / kGradCopyTiles, kGradCopyElements / max_of<int64_t>(1, copy_elements));
+    for (copies = 1; 2 * copies <= min_of<int64_t>(wanted, 16);) copies *= 2;
+    const int64_t bytes = copies > 1 ? kGradGroupBytes : 2 * kGradGroupBytes;
+    const int64_t most = min_of(kGradGroupTiles, max_of<int64_t>(8, bytes / max_of<int64_t>(1, tile_bytes)));
+    // Copies of few tiles would be uneven in large units.
+    const int64_t unit = min_of(most, copies > 1 && all_tiles < 512 ? max_of<int64_t>(8, all_cols) : 32);
     this->row_phases = 1;
     strips_w = max_of<int64_t>(1, ceil_div(all_cols, unit));
     tile_cols = ceil_div(all_cols, strips_w);
@@ -54,7 +68,8 @@ struct WinogradGradPlan : ConvPlan<T> {
     rows = tile_rows * m, cols = tile_cols * m;
     units = strips_n * axis[0].out * strips_h * strips_w;  // of one group of channels
     tiles = max_of<int64_t>(1, images * tile_rows * tile_cols);
-    together = max_of<int64_t>(1, min_of(units, most / tiles));
+    copies = max_of<int64_t>(1, min_of(copies, units));
+    together = max_of<int64_t>(1, min_of(ceil_div(units, copies), most / tiles));
     group_tiles = together * tiles;
     v_pitch = (ceil_div(channel_blocks * group_tiles * lanes, line) | 1) * line;
     e_pitch = (ceil_div(group_tiles * block, line) | 1) * line;
@@ -63,7 +78,7 @@ struct WinogradGradPlan : ConvPlan<T> {
     e_elements = k_blocks * e_block;
     pixel_elements = (rows + F::taps - 1) * (cols + F::taps - 1) * lanes;
     m_pitch = kGradVectors * lanes * block + line;
-    sums_elements = groups * k_blocks * block * in_channels * taps;
+    sums_elements = copies * copy_elements;
   }
 };
 
@@ -122,48 +137,32 @@ class WinogradGradWalk : ConvUnits<T> {
                    char* workspace)
       : ConvUnits<T>(plan, operands), plan_(plan), gy_(gy), out_(out) {
     sums_ = reinterpret_cast<T*>(workspace);
-    v_ = sums_ + round_up(plan.sums_elements, 16);
-    e_ = v_ + plan.v_elements;
-    lanes_ = reinterpret_cast<char*>(e_ + plan.e_elements);
+    shared_ = sums_ + round_up(plan.sums_elements, 16);
+    lanes_ = reinterpret_cast<char*>(plan.copies > 1 ? shared_ : shared_ + transformed(plan));
   }
   static size_t workspace(const Plan& plan, int threads) {
-    const int64_t shared = round_up(plan.sums_elements, 16) + plan.v_elements + plan.e_elements;
+    const int64_t shared = round_up(plan.sums_elements, 16) + (plan.copies > 1 ? 0 : transformed(plan));
     return size_t(shared) * sizeof(T) + size_t(threads) * lane_bytes(plan);
   }
 
   // `finite`: whether the whole gradient is.
   ck_status run(const ck_exec* exec, bool* finite) {
     bad_ = 0;
-    for (int64_t group = 0; group < plan_.groups; group++)
-      for (int64_t first = 0; first < plan_.units; first += plan_.together) {
-        const int64_t some = min_of(plan_.together, plan_.units - first);
-        const int64_t vectors = plan_.channel_blocks + 2 * plan_.k_blocks, transforms = some * vectors;
-        ck_status status = parallel(exec, min_of<int64_t>(transforms, 1 << 20), [&](int chunk, int lane) {
-          const Range range = piece(transforms, min_of<int64_t>(transforms, 1 << 20), chunk);
-          for (int64_t i = range.begin; i < range.end; i++)
-            transform(place(group, first + i / vectors), i / vectors * plan_.tiles, i % vectors, pixels_of(lane));
-        });
-        if (status != CK_OK) return status;
-        const int64_t parts = ceil_div(plan_.channel_blocks, kGradVectors), tasks = plan_.k_blocks * parts;
-        status = parallel(exec, min_of<int64_t>(tasks, 1 << 20), [&](int chunk, int lane) {
-          const Range range = piece(tasks, min_of<int64_t>(tasks, 1 << 20), chunk);
-          for (int64_t i = range.begin; i < range.end; i++)
-            multiply(group, i / parts, piece(plan_.channel_blocks, parts, i % parts), some * plan_.tiles,
-                     products_of(lane), first > 0);
-        });
-        if (status != CK_OK) return status;
-      }
+    ck_status status = plan_.copies > 1 ? run_copies(exec) : run_groups(exec);
+    if (status != CK_OK) return status;
     const int64_t blocks = plan_.groups * plan_.k_blocks;
-    const ck_status status = parallel(exec, min_of<int64_t>(blocks, 1 << 20), [&](int chunk, int) {
+    status = parallel(exec, min_of<int64_t>(blocks, 1 << 20), [&](int chunk, int) {
       const Range range = piece(blocks, min_of<int64_t>(blocks, 1 << 20), chunk);
       for (int64_t i = range.begin; i < range.end; i++) {
-        const T* sums = block_sums(i / plan_.k_blocks, i % plan_.k_blocks);
-        const int64_t wide = plan_.vectors(i % plan_.k_blocks) * L;
+        const int64_t group = i / plan_.k_blocks, block = i % plan_.k_blocks, wide = plan_.vectors(block) * L;
         Vec<T> watch{};
-        for (int64_t e = 0; e < plan_.in_channels * Plan::taps * wide; e += L) watch += load(sums + e) * T(0);
+        for (int64_t copy = 0; copy < plan_.copies; copy++) {
+          const T* sums = block_sums(copy, group, block);
+          for (int64_t e = 0; e < plan_.in_channels * Plan::taps * wide; e += L) watch += load(sums + e) * T(0);
+        }
         for (int j = 0; j < L; j++)
           if (watch[j] != T(0)) __atomic_store_n(&bad_, 1, __ATOMIC_RELAXED);
-        out_.unpack(i / plan_.k_blocks, i % plan_.k_blocks, 0, plan_.in_channels, sums, 1, 0);
+        out_.unpack(group, block, 0, plan_.in_channels, block_sums(0, group, block), plan_.copies, plan_.copy_elements);
       }
     });
     *finite = !bad_;
@@ -171,14 +170,79 @@ class WinogradGradWalk : ConvUnits<T> {
   }
 
  private:
+  // One thread for all tiles of a copy. Where copies are fewer than threads, they share out its output channels and
+  // each transforms x.
+  ck_status run_copies(const ck_exec* exec) {
+    const int64_t pairs = plan_.groups * plan_.copies;
+    const int64_t k_parts = min_of(plan_.k_blocks, max_of<int64_t>(1, exec->threads / pairs));
+    const int64_t tasks = pairs * k_parts, pieces = ceil_div(plan_.in_channels, kGradChannels<T>);
+    const int64_t parts = ceil_div(plan_.channel_blocks, kGradVectors);
+    const ck_status status = parallel(exec, tasks, [&](int task, int lane) {
+      const int64_t copy = task / k_parts % plan_.copies, group = task / k_parts / plan_.copies;
+      const Range blocks = piece(plan_.k_blocks, k_parts, task % k_parts);
+      const Range units = piece(plan_.units, plan_.copies, copy);
+      T* const own = products_of(lane) + Plan::products * plan_.m_pitch;
+      for (int64_t first = units.begin; first < units.end && !cancelled(exec, lane); first += plan_.together) {
+        const int64_t some = min_of(plan_.together, units.end - first);
+        for (int64_t unit = 0; unit < some; unit++) {
+          const Place p = place(group, first + unit);
+          for (int64_t v = 0; v < plan_.channel_blocks; v++) transform(p, unit * plan_.tiles, v, pixels_of(lane), own);
+          for (int64_t v = 2 * blocks.begin; v < 2 * blocks.end; v++)
+            transform(p, unit * plan_.tiles, plan_.channel_blocks + v, pixels_of(lane), own);
+        }
+        for (int64_t block = blocks.begin; block < blocks.end; block++)
+          for (int64_t part = 0; part < parts; part++)
+            multiply(copy, group, block, piece(pieces, parts, part), some * plan_.tiles, products_of(lane), own,
+                     first > units.begin);
+      }
+    });
+    return cancelled_ ? CK_CANCELLED : status;
+  }
+  bool cancelled(const ck_exec* exec, int lane) {
+    if (lane == 0 && exec->poll && exec->poll(exec->poll_arg)) __atomic_store_n(&cancelled_, 1, __ATOMIC_RELAXED);
+    return __atomic_load_n(&cancelled_, __ATOMIC_RELAXED);
+  }
+
+  // One copy: all threads share out each group of tiles.
+  ck_status run_groups(const ck_exec* exec) {
+    for (int64_t group = 0; group < plan_.groups; group++)
+      for (int64_t first = 0; first < plan_.units; first += plan_.together) {
+        const int64_t some = min_of(plan_.together, plan_.units - first);
+        const int64_t vectors = plan_.channel_blocks + 2 * plan_.k_blocks, transforms = some * vectors;
+        ck_status status = parallel(exec, min_of<int64_t>(transforms, 1 << 20), [&](int chunk, int lane) {
+          const Range range = piece(transforms, min_of<int64_t>(transforms, 1 << 20), chunk);
+          for (int64_t i = range.begin; i < range.end; i++)
+            transform(place(group, first + i / vectors), i / vectors * plan_.tiles, i % vectors, pixels_of(lane),
+                      shared_);
+        });
+        if (status != CK_OK) return status;
+        // Pieces of kGradChannels input channels; a task takes as many as fit its cache, fewer where tasks are few.
+        const int64_t pieces = ceil_div(plan_.in_channels, kGradChannels<T>);
+        int64_t parts = ceil_div(plan_.channel_blocks, kGradVectors);
+        parts = max_of(parts, min_of<int64_t>(pieces, ceil_div(4 * exec->threads, plan_.k_blocks)));
+        const int64_t tasks = plan_.k_blocks * parts;
+        status = parallel(exec, min_of<int64_t>(tasks, 1 << 20), [&](int chunk, int lane) {
+          const Range range = piece(tasks, min_of<int64_t>(tasks, 1 << 20), chunk);
+          for (int64_t i = range.begin; i < range.end; i++)
+            multiply(0, group, i / parts, piece(pieces, parts, i % parts), some * plan_.tiles, products_of(lane),
+                     shared_, first > 0);
+        });
+        if (status != CK_OK) return status;
+      }
+    return CK_OK;
+  }
+
+  static int64_t transformed(const Plan& plan) { return plan.v_elements + plan.e_elements; }  // V, then E
   static size_t lane_bytes(const Plan& plan) {
-    const int64_t elements = round_up(plan.pixel_elements, 16) + Plan::products * plan.m_pitch;
+    const int64_t elements =
+        round_up(plan.pixel_elements, 16) + Plan::products * plan.m_pitch + (plan.copies > 1 ? transformed(plan) : 0);
     return size_t(round_up(elements * int64_t(sizeof(T)), 4096) + 64);
   }
   T* pixels_of(int lane) const { return reinterpret_cast<T*>(lanes_ + size_t(lane) * lane_bytes(plan_)); }
   T* products_of(int lane) const { return pixels_of(lane) + round_up(plan_.pixel_elements, 16); }
-  T* block_sums(int64_t group, int64_t block) const {
-    return sums_ + (group * plan_.k_blocks + block) * plan_.block * plan_.in_channels * Plan::taps;
+  T* block_sums(int64_t copy, int64_t group, int64_t block) const {
+    const int64_t size = plan_.block * plan_.in_channels * Plan::taps;
+    return sums_ + copy * plan_.copy_elements + (group * plan_.k_blocks + block) * size;
   }
   Place place(int64_t group, int64_t unit) const {
     const int64_t inner = plan_.axis[0].out * plan_.strips_h * plan_.strips_w;
@@ -186,14 +250,14 @@ class WinogradGradWalk : ConvUnits<T> {
   }
 
   // One vector of channels of a unit: of x into V, or of gy into E; zeros for the tiles that a last unit lacks.
-  void transform(const Place& p, int64_t first_tile, int64_t vector, T* pixels) const {
+  void transform(const Place& p, int64_t first_tile, int64_t vector, T* pixels, T* transformed) const {
     const bool input = vector < plan_.channel_blocks;
     if (!input) vector -= plan_.channel_blocks;
     const int64_t tile_rows = ceil_div(p.rows, M), tile_cols = ceil_div(p.cols, M);
     const int64_t k_block = vector / 2, wide = plan_.vectors(k_block) * L;
     if (!input && vector % 2 * L >= wide) return;
-    T* to = input ? v_ + (vector * plan_.group_tiles + first_tile) * L
-                  : e_ + k_block * plan_.e_block + first_tile * wide + vector % 2 * L;
+    T* to = input ? transformed + (vector * plan_.group_tiles + first_tile) * L
+                  : transformed + plan_.v_elements + k_block * plan_.e_block + first_tile * wide + vector % 2 * L;
     const int64_t step = input ? L : wide, product = input ? plan_.v_pitch : plan_.e_pitch;
     const int64_t channels = input ? plan_.in_channels : plan_.out_channels;
     const int64_t size[CK_AXES] = {plan_.axis[0].in, input ? plan_.axis[1].in : plan_.axis[1].out,
@@ -241,23 +305,24 @@ class WinogradGradWalk : ConvUnits<T> {
     }
   }
 
-  // All products of a block of output channels and some vectors of input channels; the inverse; into the packed
+  // All products of a block of output channels and some pieces of input channels; the inverse; into the packed
   // gradient.
-  void multiply(int64_t group, int64_t block, Range vectors, int64_t tiles, T* m, bool add) const {
-    const int64_t wide = plan_.vectors(block) * L;
-    const int64_t channels = min_of(vectors.end * L, plan_.in_channels) - vectors.begin * L;
+  void multiply(int64_t copy, int64_t group, int64_t block, Range pieces, int64_t tiles, T* m, const T* transformed,
+                bool add) const {
     constexpr int64_t step = kGradChannels<T>;
+    const int64_t wide = plan_.vectors(block) * L, first = pieces.begin * step;
+    const int64_t channels = min_of(pieces.end * step, plan_.in_channels) - first;
     WinogradGradArgs<T> t;
     t.tiles = tiles;
     for (int64_t i = 0; i < Plan::products; i++)
       for (int64_t c = 0; c < channels; c += step) {
-        t.v = v_ + i * plan_.v_pitch + (vectors.begin + c / L) * plan_.group_tiles * L + c % L;
-        t.e = e_ + block * plan_.e_block + i * plan_.e_pitch;
+        t.v = transformed + i * plan_.v_pitch + (first + c) / L * plan_.group_tiles * L + (first + c) % L;
+        t.e = transformed + plan_.v_elements + block * plan_.e_block + i * plan_.e_pitch;
         t.sums = m + i * plan_.m_pitch + c * wide;
         if (wide == L) winograd_grad_tile<T, 1>(t);
         else winograd_grad_tile<T, 2>(t);
       }
-    T* sums = block_sums(group, block) + vectors.begin * L * wide;
+    T* sums = block_sums(copy, group, block) + first * wide;
     for (int64_t c = 0; c < channels; c++)
       for (int64_t v = 0; v < wide; v += L)
         taps_of(m + c * wide + v, sums + c * wide + v, plan_.in_channels * wide, add);
@@ -289,9 +354,9 @@ class WinogradGradWalk : ConvUnits<T> {
   const Plan& plan_;
   const ck_tensor& gy_;
   const GradientOut<T>& out_;
-  T *sums_, *v_, *e_;
+  T *sums_, *shared_;  // packed gradients; V and E of all threads
   char* lanes_;
-  int bad_ = 0;
+  int bad_ = 0, cancelled_ = 0;
 };
 
 template <class T, class F>
