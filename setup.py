@@ -42,6 +42,10 @@ ISAS: dict[str, tuple[tuple[str, ...], list[str]]] = {  # suffix of the file nam
         X86,
         ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
     ),
+    "avx512vnni": (
+        X86,
+        ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512"],
+    ),
     "neon": (ARM, []),
 }
 

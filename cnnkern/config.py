@@ -20,7 +20,7 @@ from .errors import ArgumentError, show
 
 BACKENDS = ("cpp", "reference")  # the order in which host arrays are offered to them
 PRECISIONS = ("strict", "f32", "fast", "bf16")  # tightest first
-ISAS = ("scalar", "avx2", "avx512", "amx", "neon")
+ISAS = ("scalar", "avx2", "avx512", "avx512vnni", "amx", "neon")
 MAX_THREADS = 1024
 
 

@@ -14,7 +14,7 @@ from .usercache import UserFile, cache_bytes, fingerprint, say_once
 
 # Operations per cycle of one core, a multiply-add counting as two: lanes * 2 units * 2. SSE2 has no fused multiply-add:
 # a unit does one operation per lane. NEON: two units, as in Neoverse N1. AMX: 16 * 16 * 32 multiply-adds in 16 cycles.
-_PER_CYCLE = {"scalar.f32": 8, "avx2.f32": 32, "avx512.f32": 64, "neon.f32": 16, "amx.bf16": 1024}
+_PER_CYCLE = {"scalar.f32": 8, "avx2.f32": 32, "avx512.f32": 64, "avx512vnni.f32": 64, "neon.f32": 16, "amx.bf16": 1024}
 _CLOCK = 3.5e9  # servers and laptops lie between 2.5 and 5 GHz under load; estimates are compared, so a common factor
 # does not matter, and against the bandwidths below an error of 40 % moves the border between rows little
 

@@ -21,7 +21,10 @@ from .config import cache_dir
 log = logging.getLogger("cnnkern")
 
 # Instruction sets that kernels are chosen by, as Linux names them.
-_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve")
+_FLAGS = (
+    *("avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"),
+    *("asimd", "sve"),
+)
 _said: set[str] = set()
 
 

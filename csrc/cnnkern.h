@@ -54,8 +54,8 @@ typedef struct {
   size_t (*workspace)(const void* params, int threads);
   ck_status (*run)(const void* params, const ck_tensor* tensors, ck_exec* exec);
   /* NULL, or the sentence why this row cannot serve; may itself be NULL. {name} in it stands for a size of the request:
-   * groups, in_per_group, out_per_group (channels), width (of the output), cells (of the window), plane (input
-   * elements). */
+   * groups, in_per_group, out_per_group (channels), products (of an output's sum), width (of the output), cells (of the
+   * window), plane (input elements). */
   const char* (*why_not)(const void* params);
   /* Rows with weights: bytes of the packed form, and packing. NULL where there is nothing to pack. */
   size_t (*packed_size)(const void* params);

@@ -19,6 +19,7 @@ typedef struct {
   int64_t in_channels, out_channels; /* totals over all groups */
   int64_t in[CK_AXES], out[CK_AXES], kernel[CK_AXES], stride[CK_AXES], dilation[CK_AXES], pad[CK_AXES];
   int64_t activation;
+  int64_t weight_unsigned; /* rows of int8 and uint8: the weights are uint8, whatever the input is */
 } ck_conv;
 
 /* What an index array of pooling holds: row-major offsets in the window, or in the whole input plane or volume. */

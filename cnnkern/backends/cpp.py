@@ -67,7 +67,8 @@ def _conv_params(request: Request, g: ConvGeometry) -> bytes:
     values += _axes(g.input, 1) + _axes(g.output, 1) + _axes(g.kernel, 1)
     values += _axes(g.stride, 1) + _axes(g.dilation, 1) + _axes(g.pad_before, 0)
     values += [int(_option(request, "activation", None) == "relu")]
-    return struct.pack("=23q", *values)
+    values += [int((_option(request, "weight_dtype", None) or request.dtype) == "u8")]
+    return struct.pack("=24q", *values)
 
 
 def _pool_params(request: Request, g: PoolGeometry) -> bytes:
@@ -100,7 +101,7 @@ def _class_params(request: Request, g: ClassGeometry) -> bytes:
 
 
 _FAMILIES: dict[str, tuple[type, Callable[[Request, Any], bytes], int]] = {
-    "conv": (ConvGeometry, _conv_params, 23),
+    "conv": (ConvGeometry, _conv_params, 24),
     "pool": (PoolGeometry, _pool_params, 27),
     "resize": (ResizeGeometry, _resize_params, 9),
     "channel": (ChannelGeometry, _channel_params, 11),
@@ -287,7 +288,7 @@ def _sizes(g: Any) -> dict[str, int]:
     """What the names in a native row's sentence stand for (csrc/cnnkern.h)."""
     sizes = {}
     if isinstance(g, ConvGeometry):
-        sizes = {"groups": g.groups}
+        sizes = {"groups": g.groups, "products": g.reduction}
         sizes |= {"in_per_group": g.in_channels // g.groups, "out_per_group": g.out_channels // g.groups}
     if isinstance(g, PoolGeometry):
         sizes["cells"] = math.prod(g.kernel)

@@ -24,8 +24,8 @@ from math import ceil, log2, prod
 from .. import roofline
 from ..spec import ConvGeometry, Request, numpy_dtype
 
-VECTOR_BYTES = {"scalar": 16, "avx2": 32, "avx512": 64, "neon": 16}  # csrc/cpu/target_*.cpp
-TILE_PIXELS = {"scalar": 6, "avx2": 6, "avx512": 14, "neon": 12}
+VECTOR_BYTES = {"scalar": 16, "avx2": 32, "avx512": 64, "avx512vnni": 64, "neon": 16}  # csrc/cpu/target_*.cpp
+TILE_PIXELS = {"scalar": 6, "avx2": 6, "avx512": 14, "avx512vnni": 14, "neon": 12}
 _REACHED = 0.95  # of the peak, by a register tile without tails
 _LATENCY = 8  # multiply-adds in flight on two units: a tile with fewer accumulators waits
 _STRIP = 448  # outputs for which a walk reads all weights once
@@ -158,6 +158,8 @@ def _vectors(m: _Machine, w: _Walk) -> tuple[float, float]:
 
 
 def _direct(m: _Machine, w: _Walk) -> float:
+    if m.item == 1:
+        return _direct_int8(m, w)
     packed = w.groups * w.reads * w.taps * ceil(w.writes / m.lanes) * m.lanes
     products = w.images * w.groups * w.reads * w.steps * _per_pixel(m, w.row, w.writes, pairs=True)
     into, out = _vectors(m, w)
@@ -170,6 +172,27 @@ def _direct(m: _Machine, w: _Walk) -> float:
     if w.packed:
         return min(walk, m.part(0.0, packed * m.item) + m.part(products + moves, _arrays(m, w)))
     return _packing(m, w, packed, _gather(m, w)) + walk
+
+
+_CELLS = {"avx512vnni": (4, 1), "neon": (1, 1)}  # channels of a cell (csrc/cpu/conv_int8_cells.inl), instructions
+_PAIRS = (2, 2)  # of other instruction sets: vpmaddwd and an addition
+
+
+def _direct_int8(m: _Machine, w: _Walk) -> float:
+    """As ``_direct``, over int32 cells of neighbouring channels."""
+    channels, instructions = _CELLS.get(m.isa, _PAIRS)
+    cells = ceil(w.reads / channels)
+    packed = w.groups * cells * w.taps * ceil(w.writes / m.lanes) * m.lanes
+    products = w.images * w.groups * cells * w.steps * _per_pixel(m, w.row, w.writes, pairs=True) * instructions
+    into, out = w.images * w.groups * w.inputs * ceil(cells / m.lanes), _vectors(m, w)[1]
+    moves = into * (3 + 5 * channels + m.shuffles() * w.last) + out * (5 + m.shuffles() * (not w.last))
+    arrays = w.images * w.groups * (w.reads * w.inputs + 4 * w.writes * w.outputs)
+    packing = m.part(packed / m.lanes * (2 + 5 * channels + m.shuffles()), w.weights)
+    visits = max(1.0, w.images * w.outputs / _STRIP)
+    if not w.packed and visits <= 2:  # packed late, as there
+        return visits * packing + m.part(products + moves, arrays)
+    walk = m.part(products + moves, arrays + packed * 4, m.again(packed * 4, visits))
+    return walk if w.packed else packing + m.part(0.0, packed * 4) + walk
 
 
 def _rows(m: _Machine, w: _Walk) -> float:

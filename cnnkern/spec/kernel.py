@@ -17,7 +17,7 @@ from .geometry import (
 
 Geometry = ConvGeometry | PoolGeometry | ResizeGeometry | ChannelGeometry | PointwiseGeometry | ClassGeometry
 
-ISA_LEVELS = ("scalar", "avx2", "avx512", "amx")  # weakest first; "neon" stands alone on Arm
+ISA_LEVELS = ("scalar", "avx2", "avx512", "avx512vnni", "amx")  # weakest first; "neon" stands alone on Arm
 PRECISIONS = ("strict", "f32", "fast", "bf16")  # tightest first
 
 

@@ -73,7 +73,7 @@ template <class T>
 struct StripSource {
   const T* data;
   const int64_t* stride;  // batch, channel, depth, height, width
-  const int64_t* size;    // depth, height, width
+  int64_t size[CK_AXES];  // depth, height, width
   int64_t first_image, channels;
   int64_t first_plane, plane_step;  // input coordinates; may lie outside
   int64_t first_row, row_step;

@@ -21,7 +21,14 @@ struct TileArgs {
   bool add;           // to what sums holds, else overwrite
 };
 
-template <class T, int ROWS, int MR, int NV>
+// What a step of the tile does. `at`: place of the vector before the weights of the chunk, negative.
+template <class T>
+struct MultiplyAdd {
+  static Vec<T> start(const TileArgs<T>&, int) { return Vec<T>{}; }
+  static void step(Vec<T>& sum, T x, Vec<T> w) { sum += x * w; }
+};
+
+template <class T, class Product, int ROWS, int MR, int NV>
 static void conv_tile(const TileArgs<T>& t) {
   constexpr int L = kLanes<T>;
   Vec<T> acc[ROWS][MR][NV];
@@ -30,7 +37,7 @@ static void conv_tile(const TileArgs<T>& t) {
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++)
 #pragma GCC unroll 2
-      for (int v = 0; v < NV; v++) acc[r][i][v] = Vec<T>{};
+      for (int v = 0; v < NV; v++) acc[r][i][v] = Product::start(t, (v - NV) * L);
   const T* w = t.weight;
   const int64_t pitch = t.channel_pitch, row_step = t.row_step;
   for (int64_t tap = 0; tap < t.taps; tap++) {
@@ -45,7 +52,7 @@ static void conv_tile(const TileArgs<T>& t) {
         for (int i = 0; i < MR; i++) {
           const T value = x[r * row_step + i];
 #pragma GCC unroll 2
-          for (int v = 0; v < NV; v++) acc[r][i][v] += value * wv[v];
+          for (int v = 0; v < NV; v++) Product::step(acc[r][i][v], value, wv[v]);
         }
       x += pitch;
       w += NV * L;
@@ -65,17 +72,18 @@ static void conv_tile(const TileArgs<T>& t) {
 template <class T>
 using TileFn = void (*)(const TileArgs<T>&);
 
-template <class T, int ROWS, int NV, int... I>
+template <class T, class Product, int ROWS, int NV, int... I>
 static TileFn<T> pick_tile(int pixels, Lanes<I...>) {
-  static constexpr TileFn<T> table[] = {conv_tile<T, ROWS, I + 1, NV>...};
+  static constexpr TileFn<T> table[] = {conv_tile<T, Product, ROWS, I + 1, NV>...};
   return table[pixels - 1];
 }
 
 // The tile for `rows` (1 or 2) rows of `pixels` pixels and `vectors` (1 or 2) vectors of channels.
-template <class T>
+template <class T, class Product = MultiplyAdd<T>>
 static TileFn<T> tile_for(int rows, int pixels, int vectors) {
   typedef typename CountLanes<kTilePixels>::type One;
   typedef typename CountLanes<kTilePixels / 2>::type Two;
-  if (rows == 1) return vectors == 1 ? pick_tile<T, 1, 1>(pixels, One{}) : pick_tile<T, 1, 2>(pixels, One{});
-  return vectors == 1 ? pick_tile<T, 2, 1>(pixels, Two{}) : pick_tile<T, 2, 2>(pixels, Two{});
+  if (rows == 1)
+    return vectors == 1 ? pick_tile<T, Product, 1, 1>(pixels, One{}) : pick_tile<T, Product, 1, 2>(pixels, One{});
+  return vectors == 1 ? pick_tile<T, Product, 2, 1>(pixels, Two{}) : pick_tile<T, Product, 2, 2>(pixels, Two{});
 }

@@ -155,6 +155,14 @@ class ConvUnits {
   }
 
   void pack(const Place& p, const AxisTaps& td, const AxisTaps& th, StripShape& s, T* strip) const {
+    StripSource<T> in = source_of<T>(p, td, th, s);
+    in.data = op_.in + p.group * plan_.in_channels * op_.in_stride[1];
+    pack_strip(strip, s, in);
+  }
+
+  // What a unit's strip holds, and its shape; the data's address is for the caller to add.
+  template <class X>
+  StripSource<X> source_of(const Place& p, const AxisTaps& td, const AxisTaps& th, StripShape& s) const {
     Window depth, height;
     depth.init(td, plan_.axis[0].step_in);
     height.init(th, plan_.axis[1].step_in);
@@ -167,11 +175,10 @@ class ConvUnits {
     s.plane_pitch = s.rows * s.row_pitch;
     s.image_pitch = s.planes * s.plane_pitch;
     s.channel_pitch = plan_.channel_pitch;
-    StripSource<T> in;
-    in.data = op_.in + p.group * plan_.in_channels * op_.in_stride[1];
+    StripSource<X> in;
+    in.data = nullptr;
     in.stride = op_.in_stride;
-    const int64_t size[CK_AXES] = {plan_.axis[0].in, plan_.axis[1].in, plan_.axis[2].in};
-    in.size = size;
+    for (int a = 0; a < CK_AXES; a++) in.size[a] = plan_.axis[a].in;
     in.first_image = p.first_image;
     in.channels = plan_.in_channels;
     const int64_t q = p.depth / plan_.axis[0].step_out;
@@ -179,7 +186,7 @@ class ConvUnits {
     in.first_plane = q * plan_.axis[0].step_in + td.offset, in.plane_step = td.advance;
     in.first_row = p.first_row * plan_.axis[1].step_in + height.low, in.row_step = height.step;
     in.first_column = p.first_col * plan_.axis[2].step_in + plan_.columns.low, in.column_step = plan_.columns.step;
-    pack_strip(strip, s, in);
+    return in;
   }
 
   // Offsets in the strip of the taps of one class, depth, height, width; returns how many.

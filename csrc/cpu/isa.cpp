@@ -17,6 +17,10 @@ const char* avx512_missing() {
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
   return ok ? nullptr : "this CPU lacks avx512 (f, bw, vl, dq)";
 }
+const char* avx512vnni_missing() {
+  if (avx512_missing()) return avx512_missing();
+  return __builtin_cpu_supports("avx512vnni") ? nullptr : "this CPU lacks avx512vnni";
+}
 const char* avx2_missing() {
   const bool ok = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return ok ? nullptr : "this CPU lacks avx2 with fma";
@@ -25,6 +29,9 @@ const char* avx2_missing() {
 const char* none_missing() { return nullptr; }
 
 const Entry kEntries[] = {
+#ifdef CNNKERN_HAVE_AVX512VNNI
+    {&ck_table_avx512vnni, avx512vnni_missing},
+#endif
 #ifdef CNNKERN_HAVE_AVX512
     {&ck_table_avx512, avx512_missing},
 #endif

@@ -29,6 +29,10 @@ namespace {
 #include "conv_pack.inl"
 #include "conv_pixels.inl"
 #include "conv_units.inl"
+#include "conv_int8_cells.inl"
+#include "conv_int8_weights.inl"
+#include "conv_int8.inl"
+#ifndef CK_ONLY_INT8
 #include "conv_direct.inl"
 #include "conv_pixel_tile.inl"
 #include "conv_rows.inl"
@@ -68,6 +72,15 @@ namespace {
 #include "pool_lp_grad.inl"
 #include "pool_adaptive.inl"
 #include "unpool.inl"
+#endif
+
+// The algorithm `direct` of bytes.
+template <class T>
+struct conv_direct;
+template <>
+struct conv_direct<int8_t> : ConvInt8<int8_t> {};
+template <>
+struct conv_direct<uint8_t> : ConvInt8<uint8_t> {};
 
 // One row for float and one for double.
 template <class T>
@@ -79,6 +92,14 @@ struct DTypeName<float> {
 template <>
 struct DTypeName<double> {
   static constexpr const char* value = "f64";
+};
+template <>
+struct DTypeName<int8_t> {
+  static constexpr const char* value = "i8";
+};
+template <>
+struct DTypeName<uint8_t> {
+  static constexpr const char* value = "u8";
 };
 
 #define CK_ROW(op, algorithm, family, operands, precision, T, packed_size, pack) \
@@ -106,6 +127,20 @@ struct DTypeName<double> {
   CK_ROW(op, algorithm, family, operands, precision, float, nullptr, nullptr)
 #define CK_KERNEL_F32_PACKED(op, algorithm, family, operands, precision) \
   CK_PACKED_ROW(op, algorithm, family, operands, precision, float)
+
+#define CK_KERNEL_INT8_PACKED(op, algorithm, family, operands)   \
+  CK_PACKED_ROW(op, algorithm, family, operands, strict, int8_t) \
+  CK_PACKED_ROW(op, algorithm, family, operands, strict, uint8_t)
+#ifdef CK_ONLY_INT8
+#undef CK_KERNEL
+#define CK_KERNEL(op, algorithm, family, operands)
+#undef CK_KERNEL_PACKED
+#define CK_KERNEL_PACKED(op, algorithm, family, operands)
+#undef CK_KERNEL_F32
+#define CK_KERNEL_F32(op, algorithm, family, operands, precision)
+#undef CK_KERNEL_F32_PACKED
+#define CK_KERNEL_F32_PACKED(op, algorithm, family, operands, precision)
+#endif
 
 const ck_row kRows[] = {
 #include "../kernels.inc"
