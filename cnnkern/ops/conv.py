@@ -100,7 +100,7 @@ def _conv(
     x_shape = call.map_shape("x", x.shape, layout)
     weight_shape = call.weight_shape(weight.shape, "Cout, Cin / groups")
     geometry = conv_geometry(call.op, x_shape, weight_shape, stride, padding, dilation, groups, x.shape)
-    _check_int32(call.op, dtype, weight_dtype, geometry)
+    check_int32(call.op, dtype, weight_dtype, geometry)
     request = call.request(
         "conv",
         geometry,
@@ -114,7 +114,7 @@ def _conv(
     return call.run((request, [("x", x), ("weight", weight), ("bias", bias), ("residual", residual)]), out=out)
 
 
-def _check_int32(op: str, dtype: str, weight_dtype: str, geometry: ConvGeometry) -> None:
+def check_int32(op: str, dtype: str, weight_dtype: str, geometry: ConvGeometry) -> None:
     longest = LONGEST_INT32.get((dtype, weight_dtype))
     if longest is not None and geometry.reduction > longest:
         raise ShapeError(

@@ -9,13 +9,13 @@ import numpy as np
 
 from .. import dispatch, plan
 from ..arrays import as_ndarray
-from ..errors import ShapeError
+from ..errors import DTypeError, ShapeError, show
 from ..plan import MISS
-from ..spec import OPS, Request
+from ..spec import OPS, SHORT_DTYPES, Request, numpy_dtype
 from ..spec.arguments import choice
 from ..spec.shapes import conv_geometry
 from .assembly import Assembly
-from .conv import ACTIVATIONS
+from .conv import ACTIVATIONS, check_int32
 from .invocation import FLOATS, Invocation, slow_path
 from .types import Array, Padding, Size
 
@@ -45,7 +45,7 @@ class Conv2dPlan:
         x, *_ = OPS["conv"].inputs
         (y,) = OPS["conv"].outputs
         self.x_shape, self.out_shape = x.array_shape(request), y.array_shape(request)
-        first = self._assemble(Invocation(2, (OP,)), plan.empty(self.x_shape, weight.dtype), None, None)
+        first = self._assemble(Invocation(2, (OP,)), plan.empty(self.x_shape, x.array_dtype(request)), None, None)
         self._prepared.pack(first.call(), tuple(first.arrays))
 
     @property
@@ -97,6 +97,7 @@ def plan_conv2d(
     bias: Array | None = None,
     *,
     x_shape: tuple[int, ...],
+    x_dtype: Any = None,
     stride: Size = 1,
     padding: Padding = 0,
     dilation: Size = 1,
@@ -111,9 +112,11 @@ def plan_conv2d(
     choose the same kernel. A plan may choose another one, because its calls do not pay for packing weights.
 
     Args:
-        weight: (Cout, Cin / groups, kh, kw). float32 or float64 (float16, bfloat16 where a row serves them). Copied.
-        bias: (Cout,), or None. Copied.
+        weight: (Cout, Cin / groups, kh, kw). float32 or float64 (float16, bfloat16 where a row serves them), int8 or
+            uint8. Copied.
+        bias: (Cout,), or None. The result's dtype. Copied.
         x_shape: the shape of every input, with its batch axis, axes in ``layout``.
+        x_dtype: the dtype of every input; None: the weight's. Another one only for int8 beside uint8.
         stride, padding, dilation, groups, activation, precision, layout: as for ``conv2d``.
 
     Returns:
@@ -134,7 +137,8 @@ def plan_conv2d(
     call = Invocation(2, (OP,))
     weight = as_ndarray(OP, "weight", weight)
     bias = None if bias is None else as_ndarray(OP, "bias", bias)
-    dtype = call.dtype("weight", weight, FLOATS)
+    weight_dtype = call.dtype("weight", weight, (*FLOATS, "i8", "u8"))
+    dtype = weight_dtype if x_dtype is None else _beside(weight_dtype, x_dtype)
     choice(OP, "activation", activation, ACTIVATIONS)
     logical = call.shape_of_maps("x_shape", x_shape, layout)
     if not call.batched:
@@ -142,14 +146,35 @@ def plan_conv2d(
     geometry = conv_geometry(
         OP, logical, call.weight_shape(weight.shape, "Cout, Cin / groups"), stride, padding, dilation, groups
     )
+    check_int32(OP, dtype, weight_dtype, geometry)
     request = call.request(
-        "conv", geometry, dtype, call.precision(precision), bias=bias is not None, activation=activation
+        "conv",
+        geometry,
+        dtype,
+        call.precision(precision),
+        bias=bias is not None,
+        activation=activation,
+        weight_dtype=None if weight_dtype == dtype else weight_dtype,
     )
-    if bias is not None and (bias.dtype != weight.dtype or bias.shape != (geometry.out_channels,)):
+    result_dtype = OPS["conv"].outputs[0].array_dtype(request)
+    if bias is not None and (bias.dtype != result_dtype or bias.shape != (geometry.out_channels,)):
         raise ShapeError(
-            f"{OP}: bias must be {weight.dtype} of shape ({geometry.out_channels},), got {bias.dtype} {bias.shape}."
+            f"{OP}: bias must be {result_dtype} of shape ({geometry.out_channels},), got {bias.dtype} {bias.shape}."
         )
     return Conv2dPlan(request, weight, bias)
+
+
+def _beside(weight_dtype: str, x_dtype: Any) -> str:
+    """The short name of the input's dtype, which must go together with the weight's."""
+    fitting = ("i8", "u8") if weight_dtype in ("i8", "u8") else (weight_dtype,)
+    try:
+        short = SHORT_DTYPES.get(np.dtype(x_dtype).name)
+    except TypeError:
+        short = None
+    if short is None or short not in fitting:
+        names = " or ".join(numpy_dtype(name).name for name in fitting)
+        raise DTypeError(f"{OP}: x_dtype must be {names} beside such weights, got {show(x_dtype)}.")
+    return short
 
 
 @slow_path(arrays=("x",), optional=("residual",), written=("out",))

@@ -109,7 +109,7 @@ static inline Bytes<X, N> load_bytes(const X* p, int64_t n) {
 // Bytes to int32, and to int16. GCC converts vectors in steps of twice the width, or element by element.
 template <class X>
 static inline Vec<int32_t> widen_to_32(Bytes<X, kLanes<int32_t>> v) {
-  constexpr bool is_signed = X(-1) < X(0);
+  [[maybe_unused]] constexpr bool is_signed = X(-1) < X(0);
 #if defined(__AVX512BW__) && CK_VECTOR_BYTES == 64
   constexpr __mmask16 kAll = 0xffff;  // GCC 12 warns of its own header without a mask
   return (Vec<int32_t>)(is_signed ? _mm512_maskz_cvtepi8_epi32(kAll, (__m128i)v)

@@ -41,6 +41,7 @@ def prepare(problem: Problem, inputs: dict[str, np.ndarray]) -> Prepared:
         inputs["weight"],
         inputs.get("bias"),
         x_shape=inputs["x"].shape,
+        x_dtype=inputs["x"].dtype,
         stride=g.stride,
         padding=padding_argument(g),
         dilation=g.dilation,
