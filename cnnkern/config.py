@@ -161,7 +161,8 @@ class using:
         backend: one of ``"cpp"``, ``"reference"``: only rows of this backend may run.
         kernel: ``"cpp.direct.avx512"``: exactly this row (parts left out at the end are free). An op that has no row
             of that algorithm keeps the row's backend and ISA.
-        isa: the highest instruction set that may run: ``"scalar"``, ``"avx2"``, ``"avx512"``, ``"amx"``, ``"neon"``.
+        isa: the highest instruction set that may run: ``"scalar"``, ``"avx2"``, ``"avx512"``,
+            ``"avx512vnni"``, ``"amx"``, ``"neon"``.
         num_threads: threads per call, from 1.
         precision: ``"strict"``, ``"f32"``, ``"fast"``, ``"bf16"``; an op's own argument wins.
         tune: ``True``: the first call with new sizes times every row that may serve it and keeps the fastest, in memory

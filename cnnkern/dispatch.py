@@ -265,10 +265,8 @@ def _note_fallback(explanation: Explanation) -> None:
     assert chosen is not None
     if chosen.backend == BACKENDS[0]:
         return
-    reason = next(
-        (v.sentence for v in explanation.verdicts if v.name == "cpp" or (v.kernel and v.kernel.backend == "cpp")),
-        "backend cpp has no row for this op",
-    )
+    refusals = [v.sentence for v in explanation.verdicts if v.name == "cpp" or (v.kernel and v.kernel.backend == "cpp")]
+    reason = refusals[-1] if refusals else "backend cpp has no row for this op"  # the last row is the most general
     name = op_name(explanation.request.op, explanation.request.geometry.rank)
     text = f"{name} {explanation.request.dtype} runs on the slower backend {chosen.backend}: {reason}"
     if config.strict_backend:

@@ -25,6 +25,7 @@ ROWS = [  # whatever may come to stand in the table; rows that exist are among t
     *(("rows", isa) for isa in ("scalar", "avx2", "avx512", "neon")),
     *(("gemm", isa) for isa in ("scalar", "avx2", "avx512", "neon")),
     *((name, isa) for name in ("winograd", "winograd_f2", "depthwise") for isa in ("avx2", "avx512", "neon")),
+    ("direct", "avx512vnni"),
     *((name, "amx") for name in ("split6", "split3", "split1")),
 ]
 
@@ -146,6 +147,15 @@ def test_winograd_and_split_pass_direct_on_large_3x3_layers(op: str) -> None:
     assert estimate(case, "winograd") < estimate(case, "winograd_f2") < 0.8 * direct
     assert estimate(case, "split1", "amx") < estimate(case, "split3", "amx") < estimate(case, "split6", "amx")
     assert estimate(case, "split6", "amx") < 0.8 * direct
+
+
+def test_dot_products_of_bytes_pass_float32() -> None:
+    """Of four with VNNI by far; of two, in two instructions, not on every layer."""
+    for sizes in ("mb1ic64ih56oc64kh3ph1", "mb1ic256ih56oc64kh1", "mb8ic512ih7oc512kh3ph1"):
+        wide, narrow = estimate(f"conv2d:{sizes}", "direct"), f"conv2d:{sizes}@dt=u8@wdt=i8"
+        assert estimate(narrow, "direct", "avx512vnni") < 0.45 * wide
+        assert estimate(narrow, "direct", "avx512vnni") < 0.6 * estimate(narrow, "direct")
+        assert estimate(narrow, "direct") < estimate(narrow, "direct", "avx2") < estimate(narrow, "direct", "scalar")
 
 
 def test_transformed_weights_weigh_on_one_small_image() -> None:

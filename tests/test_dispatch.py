@@ -12,7 +12,7 @@ import cnnkern as ck
 from cnnkern import dispatch, plan
 from cnnkern.config import BACKENDS
 from cnnkern.spec import DTYPES, ISA_LEVELS, OPS, PRECISIONS, op_name
-from matrix import AVAILABLE, NATIVE, ROWS, each_row, needs_native
+from matrix import AVAILABLE, GENERAL, NATIVE, ROWS, each_row, needs_native
 from scripts import output_of, run_script
 
 pytestmark = pytest.mark.usefixtures("plain_settings")
@@ -81,7 +81,7 @@ def test_a_forced_row_runs_or_says_why_not(row: dispatch.Kernel) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("isa", AVAILABLE)
+@pytest.mark.parametrize("isa", GENERAL)
 def test_an_instruction_set_is_a_ceiling(isa: str) -> None:
     with ck.using(backend="cpp", isa=isa):
         assert rows_of_conv2d()[0].split(".")[3] == isa
@@ -93,7 +93,7 @@ def test_an_instruction_set_is_a_ceiling(isa: str) -> None:
 
 @needs_native
 def test_the_best_instruction_set_is_chosen_freely() -> None:
-    assert rows_of_conv2d()[0].split(".")[3] == max(AVAILABLE, key=ISA_LEVELS.index)
+    assert rows_of_conv2d()[0].split(".")[3] == max(GENERAL, key=ISA_LEVELS.index)
 
 
 @needs_native
@@ -119,7 +119,7 @@ def test_all_steps_of_a_call_are_forced_and_told() -> None:
     ("how", "sentence"),
     [
         ({"backend": "cuda"}, "backend must be one of cpp, reference, got 'cuda'"),
-        ({"isa": "sse9"}, "isa must be one of scalar, avx2, avx512, amx, neon, got 'sse9'"),
+        ({"isa": "sse9"}, "isa must be one of scalar, avx2, avx512, avx512vnni, amx, neon, got 'sse9'"),
         ({"precision": "double"}, "precision must be one of strict, f32, fast, bf16, got 'double'"),
         ({"kernel": ""}, "kernel must name a row"),
         ({"kernel": 3}, "kernel must name a row"),
@@ -285,7 +285,7 @@ def test_an_explanation_of_a_problem_string() -> None:
 def test_an_explanation_says_why_not_in_sentences() -> None:
     with ck.using(isa="scalar"):
         text = str(ck.explain("conv2d", X, W))
-    for isa in AVAILABLE:
+    for isa in GENERAL:
         if isa != "scalar":
             assert f"needs isa {isa}, the ceiling is scalar" in text
     with ck.using(backend="reference"):

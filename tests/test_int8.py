@@ -166,7 +166,11 @@ def test_axes_of_stride_zero(row: Kernel) -> None:
 def test_plans_pack_weights_of_either_sign(row: Kernel, mix: tuple[str, str]) -> None:
     """Large weights too, which a plain call packs late; plan and call agree, with bias, residual and relu."""
     x_dtype, w_dtype = (numpy_dtype(dtype) for dtype in mix)
-    for shape, filters in (((2, 9, 8, 7), (20, 9, 3, 3)), ((1, 300, 7, 7), (70, 300, 3, 3)), ((1, 64, 1, 1), (33, 64, 1, 1))):
+    for shape, filters in (
+        ((2, 9, 8, 7), (20, 9, 3, 3)),
+        ((1, 300, 7, 7), (70, 300, 3, 3)),
+        ((1, 64, 1, 1), (33, 64, 1, 1)),
+    ):
         rng = generator(shape, mix)
         x = rng.integers(0, 256, shape).astype(np.uint8).view(x_dtype)
         weight = rng.integers(0, 256, filters).astype(np.uint8).view(w_dtype)

@@ -68,6 +68,7 @@ def each_way(reference: bool = True) -> pytest.MarkDecorator:
             isa, id=isa, marks=[] if isa in AVAILABLE else pytest.mark.skip(reason=f"this CPU lacks {isa}")
         )
         for isa in ck.build_info().get("isas", ())
+        if isa != "avx512vnni"  # rows of bytes alone
     ]
     return pytest.mark.parametrize("isa", [*ways, pytest.param(None, id="reference")] if reference else ways)
 
