@@ -6,6 +6,7 @@ types, and what is expected comes from integers of any length where an int32 is 
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -189,10 +190,12 @@ def test_plans_pack_weights_of_either_sign(row: Kernel, mix: tuple[str, str]) ->
 
 def test_a_plan_of_bytes_says_what_it_wants() -> None:
     weight = np.ones((4, 3, 3, 3), np.int8)
-    with pytest.raises(ck.DTypeError, match=r"x_dtype must be int8 or uint8 beside such weights, got .*float32"):
+    with pytest.raises(ck.DTypeError, match=r"x_dtype must be int8 or uint8 beside such weights, got float32\."):
         ck.plan_conv2d(weight, x_shape=(1, 3, 8, 8), x_dtype=np.float32)
-    with pytest.raises(ck.DTypeError, match=r"x_dtype must be float32 beside such weights, got 'int8'"):
+    with pytest.raises(ck.DTypeError, match=r"x_dtype must be float32 beside such weights, got int8\."):
         ck.plan_conv2d(weight.astype(np.float32), x_shape=(1, 3, 8, 8), x_dtype="int8")
+    with pytest.raises(ck.DTypeError, match=r"x_dtype must be int8 or uint8 beside such weights, got 'bytes of mine'"):
+        ck.plan_conv2d(weight, x_shape=(1, 3, 8, 8), x_dtype="bytes of mine")
     with pytest.raises(ck.ShapeError, match=r"bias must be int32 of shape \(4,\), got int8"):
         ck.plan_conv2d(weight, np.ones(4, np.int8), x_shape=(1, 3, 8, 8))
     with pytest.raises(ck.ShapeError, match="may overflow"):
@@ -200,14 +203,14 @@ def test_a_plan_of_bytes_says_what_it_wants() -> None:
 
 
 def test_bytes_are_packed_as_bytes_where_they_are_multiplied_as_bytes() -> None:
-    """At most the documented four times the weights anywhere; about once with VNNI."""
+    """Once the weights with VNNI, as pairs of int16 on other x86, as int32 elsewhere; and a little for whole blocks."""
     for row in ROWS:
         if missing(row):
             continue
         with ck.using(kernel=row.name):
             weight = np.ones((256, 256, 3, 3), np.int8)
             made = ck.plan_conv2d(weight, x_shape=(1, 256, 14, 14), padding=1)
-        times = {"avx512vnni": 1, "neon": 4}.get(str(row.isa), 2)
+        times = 1 if row.isa == "avx512vnni" else 2 if platform.machine() in ("x86_64", "AMD64") else 4
         assert times <= made.packed_bytes / prod(weight.shape) < 1.1 * times
 
 

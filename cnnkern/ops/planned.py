@@ -168,12 +168,13 @@ def _beside(weight_dtype: str, x_dtype: Any) -> str:
     """The short name of the input's dtype, which must go together with the weight's."""
     fitting = ("i8", "u8") if weight_dtype in ("i8", "u8") else (weight_dtype,)
     try:
-        short = SHORT_DTYPES.get(np.dtype(x_dtype).name)
+        name = np.dtype(x_dtype).name
     except TypeError:
-        short = None
-    if short is None or short not in fitting:
-        names = " or ".join(numpy_dtype(name).name for name in fitting)
-        raise DTypeError(f"{OP}: x_dtype must be {names} beside such weights, got {show(x_dtype)}.")
+        name = show(x_dtype)
+    short = SHORT_DTYPES.get(name, "")
+    if short not in fitting:
+        names = " or ".join(numpy_dtype(dtype).name for dtype in fitting)
+        raise DTypeError(f"{OP}: x_dtype must be {names} beside such weights, got {name}.")
     return short
 
 
