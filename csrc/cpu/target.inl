@@ -74,14 +74,6 @@ namespace {
 #include "unpool.inl"
 #endif
 
-// The algorithm `direct` of bytes.
-template <class T>
-struct conv_direct;
-template <>
-struct conv_direct<int8_t> : ConvInt8<int8_t> {};
-template <>
-struct conv_direct<uint8_t> : ConvInt8<uint8_t> {};
-
 // One row for float and one for double.
 template <class T>
 struct DTypeName;
@@ -92,14 +84,6 @@ struct DTypeName<float> {
 template <>
 struct DTypeName<double> {
   static constexpr const char* value = "f64";
-};
-template <>
-struct DTypeName<int8_t> {
-  static constexpr const char* value = "i8";
-};
-template <>
-struct DTypeName<uint8_t> {
-  static constexpr const char* value = "u8";
 };
 
 #define CK_ROW(op, algorithm, family, operands, precision, T, packed_size, pack) \
@@ -127,6 +111,22 @@ struct DTypeName<uint8_t> {
   CK_ROW(op, algorithm, family, operands, precision, float, nullptr, nullptr)
 #define CK_KERNEL_F32_PACKED(op, algorithm, family, operands, precision) \
   CK_PACKED_ROW(op, algorithm, family, operands, precision, float)
+
+// The algorithm `direct` of bytes.
+template <>
+struct DTypeName<int8_t> {
+  static constexpr const char* value = "i8";
+};
+template <>
+struct DTypeName<uint8_t> {
+  static constexpr const char* value = "u8";
+};
+template <class T>
+struct conv_direct;
+template <>
+struct conv_direct<int8_t> : ConvInt8<int8_t> {};
+template <>
+struct conv_direct<uint8_t> : ConvInt8<uint8_t> {};
 
 #define CK_KERNEL_INT8_PACKED(op, algorithm, family, operands)   \
   CK_PACKED_ROW(op, algorithm, family, operands, strict, int8_t) \
