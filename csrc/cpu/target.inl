@@ -131,16 +131,6 @@ struct conv_direct<uint8_t> : ConvInt8<uint8_t> {};
 #define CK_KERNEL_INT8_PACKED(op, algorithm, family, operands)   \
   CK_PACKED_ROW(op, algorithm, family, operands, strict, int8_t) \
   CK_PACKED_ROW(op, algorithm, family, operands, strict, uint8_t)
-#ifdef CK_ONLY_INT8
-#undef CK_KERNEL
-#define CK_KERNEL(op, algorithm, family, operands)
-#undef CK_KERNEL_PACKED
-#define CK_KERNEL_PACKED(op, algorithm, family, operands)
-#undef CK_KERNEL_F32
-#define CK_KERNEL_F32(op, algorithm, family, operands, precision)
-#undef CK_KERNEL_F32_PACKED
-#define CK_KERNEL_F32_PACKED(op, algorithm, family, operands, precision)
-#endif
 
 const ck_row kRows[] = {
 #include "../kernels.inc"
