@@ -15,7 +15,7 @@ import cnnkern as ck
 from choosing import CASE, THIRTY, fake, file_of, request, warnings
 from cnnkern import dispatch, machine, roofline, usercache
 from cnnkern.spec import Request
-from matrix import AVAILABLE, GENERAL, needs_native
+from matrix import AVAILABLE, COMPLETE, needs_native
 from scripts import output_of
 
 pytestmark = pytest.mark.usefixtures("plain_settings", "cache_folder")
@@ -92,7 +92,7 @@ def test_a_plan_asks_for_a_row_as_a_plan(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_explanation_has_a_time_for_every_native_row_that_can_serve(op: str) -> None:
     (explanation,) = ck.explain(f"{op}:mb1ic16ih9oc4kh3ph1")
     able = [v for v in explanation.verdicts if v.kernel and v.kernel.backend == "cpp" and "needs" not in v.sentence]
-    assert explanation.chosen == able[0].kernel and len({v.name for v in able}) == len(able) >= len(GENERAL)
+    assert explanation.chosen == able[0].kernel and len({v.name for v in able}) == len(able) >= len(COMPLETE)
     for verdict in able:
         assert verdict.kernel is not None and verdict.kernel.cost is not None and verdict.measured is None
         assert verdict.seconds == verdict.kernel.cost(explanation.request)

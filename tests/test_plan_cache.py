@@ -12,7 +12,7 @@ import pytest
 
 import cnnkern as ck
 from cnnkern import plan
-from matrix import GENERAL, needs_native
+from matrix import COMPLETE, needs_native
 from oracle import same_bits
 
 pytestmark = [needs_native, pytest.mark.usefixtures("plain_settings")]
@@ -221,7 +221,7 @@ def test_settings_are_part_of_the_key(slow: Slow) -> None:
 
     free = ran()
     for _ in range(2):
-        for isa in GENERAL:
+        for isa in COMPLETE:
             with ck.using(isa=isa):
                 assert f".{isa}." in ran()
         with ck.using(backend="reference"):

@@ -9,7 +9,7 @@ import pytest
 
 import cnnkern as ck
 from cnnkern import config, plan
-from matrix import GENERAL, needs_native
+from matrix import AVAILABLE, COMPLETE, needs_native
 from scripts import output_of, run_script
 
 X = np.ones((1, 4, 6, 6), np.float32)
@@ -59,11 +59,11 @@ def test_blocks_of_other_threads_do_not_matter() -> None:
     seen: dict[str, set[str]] = {}
 
     def work(isa: str) -> None:
-        with ck.using(backend="cpp", isa=isa, num_threads=1 + GENERAL.index(isa)):
+        with ck.using(backend="cpp", isa=isa, num_threads=1 + AVAILABLE.index(isa)):
             barrier.wait(30)
             seen[isa] = {f"{ran()} {ck.get_num_threads()}" for _ in range(200)}
 
-    isas = [GENERAL[0], GENERAL[-1]]
+    isas = [COMPLETE[0], COMPLETE[-1]]
     threads = [threading.Thread(target=work, args=(isa,)) for isa in dict.fromkeys(isas)]
     if len(threads) == 1:
         threads.append(threading.Thread(target=barrier.wait, args=(30,)))
@@ -74,7 +74,7 @@ def test_blocks_of_other_threads_do_not_matter() -> None:
     assert {isa: len(names) for isa, names in seen.items()} == dict.fromkeys(isas, 1)
     for isa, names in seen.items():
         (name,) = names
-        assert f".{isa}." in name and name.endswith(f" {1 + GENERAL.index(isa)}")
+        assert f".{isa}." in name and name.endswith(f" {1 + AVAILABLE.index(isa)}")
 
 
 def test_a_new_thread_begins_with_the_settings_of_the_process() -> None:
@@ -216,7 +216,7 @@ def test_the_environment_chooses_the_backend_and_the_precision() -> None:
 
 
 @needs_native
-@pytest.mark.parametrize("isa", GENERAL)
+@pytest.mark.parametrize("isa", COMPLETE)
 def test_the_environment_sets_a_ceiling_of_instruction_sets(isa: str) -> None:
     assert f".{isa}.f32 f32" in output_of(_WHAT_RUNS, environment={"CNNKERN_ISA": isa})
 
@@ -240,7 +240,7 @@ def test_a_value_in_the_environment_that_is_no_choice_is_an_error(name: str, val
 
 
 @needs_native
-@pytest.mark.skipif("neon" in GENERAL, reason="this CPU lacks avx2")
+@pytest.mark.skipif("neon" in AVAILABLE, reason="this CPU lacks avx2")
 def test_an_instruction_set_in_the_environment_that_is_not_here_is_an_error() -> None:
     status, _, errors = run_script(_WHAT_RUNS, environment={"CNNKERN_ISA": "neon"})
     assert status == 1 and "isa 'neon' is not available" in errors

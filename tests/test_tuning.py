@@ -21,7 +21,7 @@ import cnnkern as ck
 from choosing import CASE, THIRTY, fake, file_of, forget, request, warnings
 from cnnkern import config, dispatch, plan, roofline, tuning
 from cnnkern.spec import OPS, Request
-from matrix import GENERAL, needs_native
+from matrix import AVAILABLE, COMPLETE, needs_native
 from oracle import same_bits
 from samples import large_requests
 from scripts import output_of, run_script
@@ -74,7 +74,7 @@ def test_every_row_that_can_serve_competes(races: list, monkeypatch: pytest.Monk
         dispatch.choose(request(case))
     (raced,) = races
     able = [v.kernel.name for v in ck.explain(case)[0].verdicts if v.kernel and v.seconds is not None]
-    assert sorted(raced[1]) == sorted(able) and len(able) >= 2 * len(GENERAL)
+    assert sorted(raced[1]) == sorted(able) and len(able) >= 2 * len(AVAILABLE)
 
 
 @needs_native
@@ -96,7 +96,7 @@ def test_a_row_must_be_faster_by_more_than_noise(table: Callable[..., None], tim
 @needs_native
 def test_remembered_programs_of_tuned_and_untuned_calls_are_two(times: dict[str, float]) -> None:
     """The same call in turns, with and without tuning, answered by the native cache from the second round on."""
-    slower = [name for name in GENERAL if name != "scalar"][:1] or ["scalar"]
+    slower = [name for name in AVAILABLE if name != "scalar"][:1] or ["scalar"]
     times.update({f"cpp.direct.{slower[0]}": 0.5})
     x = np.ones((1, 2, 11, 13), np.float32)
     ran = []
@@ -105,12 +105,12 @@ def test_remembered_programs_of_tuned_and_untuned_calls_are_two(times: dict[str,
             with ck.using(tune=tune):
                 ck.relu(x)
                 ran.append(plan.last_rows()[0].split(".")[3])
-    assert ran == [GENERAL[-1], slower[0]] * 3
+    assert ran == [COMPLETE[-1], slower[0]] * 3
 
 
 @needs_native
 def test_a_forced_row_is_neither_measured_nor_replaced(races: list) -> None:
-    for isa in GENERAL:
+    for isa in COMPLETE:
         with ck.using(tune=True, kernel=f"cpp.direct.{isa}"):
             assert dispatch.choose(request()).isa == isa
     with ck.using(tune=True, backend="reference"):
@@ -122,8 +122,8 @@ def test_a_forced_row_is_neither_measured_nor_replaced(races: list) -> None:
 def test_a_ceiling_holds_for_remembered_winners(times: dict[str, float]) -> None:
     with ck.using(tune=True):
         best = dispatch.choose(request()).isa
-        with ck.using(isa=GENERAL[0]):
-            assert dispatch.choose(request()).isa == GENERAL[0]
+        with ck.using(isa=AVAILABLE[0]):
+            assert dispatch.choose(request()).isa == AVAILABLE[0]
         forget()
         assert dispatch.choose(request()).isa == best
 
