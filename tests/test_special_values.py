@@ -8,6 +8,7 @@ call: a batch with as many images as an image has elements.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import cnnkern as ck
-from bounds import EXACT_ON_INTEGERS, REFERENCE, SMALLEST, reference
+from bounds import EXACT_ON_INTEGERS, FLOATS, REFERENCE, SMALLEST, reference
 from cnnkern.spec import OPS, Request
 from matrix import Case, each_case, needs_native
 from oracle import ORDERS, allowed_of, differs, run_row, says, serves
@@ -23,6 +24,7 @@ from samples import INTEGERS, NORMAL, generator, parse, sample_inputs, sample_re
 
 pytestmark = needs_native
 
+each_float_case = functools.partial(each_case, dtypes=FLOATS)
 CONV_OPS = ("conv", "conv_grad_input", "conv_grad_weight")
 UNUSUAL_NAN = np.uint32(0x7FFFFFFF).view(np.float32)  # all bits of the payload
 SPECIAL = (np.nan, np.inf, -np.inf, UNUSUAL_NAN)
@@ -68,7 +70,7 @@ def served(case: Case, texts: tuple[str, ...]) -> Iterator[Request]:
             yield request
 
 
-@each_case(*CONV_OPS[:2], native=True)
+@each_float_case(*CONV_OPS[:2], native=True)
 def test_a_special_value_at_each_element_reaches_what_the_formula_says(case: Case) -> None:
     """Under "strict", y is not finite exactly where the formula is not: no neighbour in a tile, no padding, no relu."""
     ran = 0
@@ -81,7 +83,7 @@ def test_a_special_value_at_each_element_reaches_what_the_formula_says(case: Cas
     assert ran, f"{case} served none of the samples"
 
 
-@each_case(*CONV_OPS, native=True)
+@each_float_case(*CONV_OPS, native=True)
 def test_special_values_in_every_operand(case: Case) -> None:
     """A few at random places of one operand at a time: weights, bias, residual and both factors of a gradient."""
     ran = 0
@@ -116,7 +118,7 @@ _PADDED = (
 )
 
 
-@each_case(*CONV_OPS[:2], native=True)
+@each_float_case(*CONV_OPS[:2], native=True)
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
 def test_padding_contributes_nothing_under_a_weight_that_is_not_finite(case: Case, value: float) -> None:
     """All weights inf and all inputs 1: sums of real elements are inf, while a product with a stored zero is NaN."""
@@ -140,7 +142,7 @@ def test_padding_contributes_nothing_under_a_weight_that_is_not_finite(case: Cas
     assert alone or everywhere, "some samples were to have outputs that no real element reaches"
 
 
-@each_case(*CONV_OPS[:2], native=True, strict=True)
+@each_float_case(*CONV_OPS[:2], native=True, strict=True)
 def test_an_infinite_weight_leaves_other_channels_their_bits(case: Case) -> None:
     """Such a call is computed tap by tap; outputs that do not meet the weight are rounded as ever."""
     ran = 0
@@ -159,7 +161,7 @@ def test_an_infinite_weight_leaves_other_channels_their_bits(case: Case) -> None
     assert ran, f"{case} served none of the samples"
 
 
-@each_case(*CONV_OPS, native=True)
+@each_float_case(*CONV_OPS, native=True)
 def test_looser_precisions_never_hide_what_is_not_finite(case: Case) -> None:
     """Where the formula gives NaN or inf the result is NaN or inf, whatever the precision; inf may come out as NaN."""
     ran = 0
@@ -185,7 +187,7 @@ def sample_as(request: Request) -> Request:
     return replace(request, precision="f32")
 
 
-@each_case("conv", "conv_grad_input", native=True)
+@each_float_case("conv", "conv_grad_input", native=True)
 def test_values_near_overflow_stay_finite(case: Case) -> None:
     """One element of 3.4e38 (1.7e308) in each image, weights -1, 0 and 1: no output holds it twice."""
     largest = np.finfo(np.float32 if case.dtype == "f32" else np.float64).max
@@ -198,7 +200,7 @@ def test_values_near_overflow_stay_finite(case: Case) -> None:
     assert ran or case.row.algorithm != "direct", f"{case} served none of the samples"
 
 
-@each_case("conv", "conv_grad_input", native=True)
+@each_float_case("conv", "conv_grad_input", native=True)
 def test_the_fused_relu_keeps_nan_in_every_channel(case: Case) -> None:
     """A NaN bias of one output channel after the other, beside sums of either sign."""
     ran = 0
@@ -221,7 +223,7 @@ def test_the_fused_relu_keeps_nan_in_every_channel(case: Case) -> None:
     assert ran, f"{case} served none of the samples"
 
 
-@each_case("relu", "relu_grad", native=True)
+@each_float_case("relu", "relu_grad", native=True)
 def test_relu_keeps_nan_in_every_lane_and_tail(case: Case) -> None:
     """Row i of a square has NaN at its element i; all sizes from 1 to a vector more than two cache lines."""
     for size in (*range(1, 40), 65):
@@ -232,7 +234,7 @@ def test_relu_keeps_nan_in_every_lane_and_tail(case: Case) -> None:
             compare(case, request, inputs, ORDERS[size % len(ORDERS)])
 
 
-@each_case("max_pool", "adaptive_max_pool", native=True)
+@each_float_case("max_pool", "adaptive_max_pool", native=True)
 @pytest.mark.parametrize("value", [np.nan, -np.inf, np.inf])
 def test_max_pooling_of_a_special_value_at_each_element(case: Case, value: float) -> None:
     """NaN wins and the last one gives the index; in every lane, tail and layout. A window of -inf gives its first."""
@@ -257,7 +259,7 @@ def test_max_pooling_of_a_special_value_at_each_element(case: Case, value: float
 _SCALED = ("x", "grad_output", "bias", "residual")
 
 
-@each_case(*EXACT_ON_INTEGERS, native=True, strict=True)
+@each_float_case(*EXACT_ON_INTEGERS, native=True, strict=True)
 def test_subnormal_numbers_are_kept(case: Case) -> None:
     """Whole numbers times the smallest subnormal give the same whole numbers times it: nothing is flushed to zero."""
     smallest = SMALLEST[case.dtype]
