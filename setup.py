@@ -46,7 +46,8 @@ ISAS: dict[str, tuple[tuple[str, ...], list[str]]] = {  # suffix of the file nam
         X86,
         ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512"],
     ),
-    "neon": (ARM, []),
+    # GCC's scheduling before registers are given out loads the pixels of a tile so early that sums go to the stack.
+    "neon": (ARM, ["-fno-schedule-insns"]),
 }
 
 PROBE = """

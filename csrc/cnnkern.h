@@ -40,7 +40,8 @@ typedef struct {
   int32_t threads; /* at most; the result does not depend on it */
   void* workspace; /* at least row.workspace() bytes, aligned to 64 */
   size_t workspace_size;
-  const void* packed; /* weights packed earlier by row.pack, or NULL: pack them in this call */
+  const void* packed; /* weights packed earlier by row.pack, or NULL: pack them in this call. The weight operand is
+                         there in any case: what is not finite may be computed from it again */
   int (*poll)(void*); /* called now and then from the calling thread; nonzero cancels. May be NULL */
   void* poll_arg;
   int64_t bad_index, bad_place; /* set with CK_INDEX_RANGE and CK_LABEL_RANGE */

@@ -63,7 +63,9 @@ static inline Vec<T> load_n(const T* p, int n) {
 #else
   if (n == kLanes<T>) return load(p);
   Vec<T> v{};
-  for (int i = 0; i < n; i++) v[i] = p[i];
+  for (int i = 0; i < kLanes<T>; i++)  // lanes that the compiler knows: a variable one would go through memory
+    if (i < n) v[i] = p[i];
+  hold(v);  // or GCC multiplies in the branches, apart from the sum, and does not fuse the two
   return v;
 #endif
 }
@@ -77,9 +79,8 @@ static inline void store_n(T* p, Vec<T> v, int n) {
   else _mm256_maskstore_pd(reinterpret_cast<double*>(p), first_lanes<8>(n), (__m256d)v);
 #else
   if (n == kLanes<T>) return store(p, v);
-  T lane[kLanes<T>];
-  store(lane, v);
-  for (int i = 0; i < n; i++) p[i] = lane[i];
+  for (int i = 0; i < kLanes<T>; i++)
+    if (i < n) p[i] = v[i];
 #endif
 }
 
@@ -145,6 +146,8 @@ static inline bool any(Vec<Int> mask) {
   return _mm256_movemask_epi8((__m256i)mask) != 0;
 #elif defined(__SSE2__)
   return _mm_movemask_epi8((__m128i)mask) != 0;
+#elif defined(__aarch64__)
+  return vmaxvq_u32((uint32x4_t)mask) != 0;
 #else
   Int all = 0;
   for (int i = 0; i < kLanes<Int>; i++) all |= mask[i];
