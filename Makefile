@@ -17,7 +17,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help bench test test-peers test-pool test-sanitize lint stubs clean distclean
+.PHONY: help bench test test-peers test-pool test-sanitize test-rows test-neon arm-tools lint stubs clean distclean
 
 help:
 	@echo 'make bench          build, then check and time the kernels (ARGS="--suite resnet50 --threads 1")'
@@ -25,6 +25,8 @@ help:
 	@echo 'make test-peers     compare with PyTorch, ONNX Runtime and JAX (installs them)'
 	@echo 'make test-sanitize  the op tests under AddressSanitizer and UBSan, and test-pool'
 	@echo 'make test-pool      a stress of the thread pool under ThreadSanitizer'
+	@echo 'make test-neon      every NEON row, compiled for 64-bit Arm, under qemu (ARGS="--only gemm")'
+	@echo 'make test-rows      the same of the rows built for this machine, with guards around their scratch memory'
 	@echo 'make lint           ruff and mypy'
 	@echo 'make stubs          write cnnkern/_cnnkern_core.pyi anew'
 	@echo 'make clean          remove what was built; make distclean removes $(VENV) too'
@@ -119,6 +121,49 @@ $(SANITIZE)/pool_stress_broken: $(SANITIZE)/pool_stress
 	cp csrc/*.h $(SANITIZE)/broken && cp csrc/cpu/*.h $(SANITIZE)/broken/cpu
 	$(CXX) -std=c++17 -O1 -g -fsanitize=thread -I$(SANITIZE)/broken $(SANITIZE)/broken/cpu/parallel.cpp \
 		tests/native/pool_stress.cpp -o $@ -pthread
+
+# --- Rows without Python: tests/native/row_runner.cpp runs them, tools/check_rows.py writes the cases and judges. ---
+
+ROWS := build/rows
+ARM_CXX ?= aarch64-linux-gnu-g++
+ARM_EMULATOR ?= $(or $(shell command -v qemu-aarch64-static || command -v qemu-aarch64),qemu-aarch64-static)
+# These two as in setup.py.
+KERNEL_FLAGS := -O3 -fno-math-errno -ffp-contract=fast -fno-trapping-math -fvisibility=hidden
+NEON_FLAGS := -fno-schedule-insns
+missing = command -v $(1) >/dev/null || { \
+	echo 'make test-neon needs $(1), which is not here; on Debian and Ubuntu: apt install $(2)' >&2; exit 1; }
+
+# The bits are compared with those of AVX-512 or AVX2. Without either: make test-neon TWIN=
+# On an Arm machine itself: make test-neon TWIN= ARM_EMULATOR= ARM_CXX=g++
+TWIN ?= --twin $(ROWS)/here/row_runner
+test-neon: arm-tools $(VENV)/stamp-test $(ROWS)/arm/row_runner $(if $(TWIN),$(ROWS)/here/row_runner)
+	$(BIN)/python tools/check_rows.py --only '[.]neon[.]' $(TWIN) $(ARGS) $(ARM_EMULATOR) $(ROWS)/arm/row_runner
+
+test-rows: $(VENV)/stamp-test $(ROWS)/here/row_runner
+	$(BIN)/python tools/check_rows.py $(ARGS) $(ROWS)/here/row_runner
+
+arm-tools:
+	@$(call missing,$(ARM_CXX),g++-aarch64-linux-gnu)
+	@$(if $(ARM_EMULATOR),$(call missing,$(firstword $(ARM_EMULATOR)),qemu-user-static))
+
+$(ROWS)/arm/row_runner: $(addprefix $(ROWS)/arm/,row_runner.o isa.o parallel.o target_neon.o target_scalar.o)
+	$(ARM_CXX) -static -pthread $^ -o $@
+
+# The scalar target is linked because isa.cpp names it; its rows are not run.
+$(ROWS)/arm/target_scalar.o: KERNEL_FLAGS := -O0
+$(ROWS)/arm/target_neon.o: KERNEL_FLAGS += $(NEON_FLAGS)
+vpath %.cpp csrc/cpu tests/native
+$(ROWS)/arm/%.o: %.cpp Makefile
+	@mkdir -p $(@D)
+	$(ARM_CXX) -std=c++17 -fno-lto -pthread $(KERNEL_FLAGS) -Icsrc -DCNNKERN_HAVE_NEON -MMD -c $< -o $@
+-include $(wildcard $(ROWS)/arm/*.d)
+
+# The objects are those of the module. Which interpreter built them is part of their folder's name.
+OBJECTS = build/temp.$(shell $(BIN)/python -c \
+	'import sys, sysconfig; print(sysconfig.get_platform(), sys.implementation.cache_tag, sep="-")')/csrc/cpu
+$(ROWS)/here/row_runner: $(VENV)/stamp-test tests/native/row_runner.cpp
+	@mkdir -p $(@D)
+	$(CXX) -std=c++17 -O2 -Icsrc tests/native/row_runner.cpp $(OBJECTS)/*.o -o $@ -pthread
 
 clean:
 	rm -rf build dist src/*.egg-info cnnkern/_cnnkern_core*.so cnnkern/_build_info.json

@@ -277,11 +277,23 @@ def test_target_files_include_c_headers_only(path):
     assert [name for name in system if not name.endswith(".h")] == []
 
 
+def in_setup(name):
+    """The expression that setup.py assigns to a name."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
+        if name in map(ast.unparse, targets):
+            return node.value
+    raise AssertionError(f"setup.py has no {name}")
+
+
 def test_there_is_a_target_file_for_each_instruction_set_of_setup():
-    tables = [
-        node.value
-        for node in ast.parse((ROOT / "setup.py").read_text()).body
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "ISAS"
-    ]
-    isas = [key.value for key in tables[0].keys]
+    isas = [key.value for key in in_setup("ISAS").keys]
     assert sorted([*isas, "scalar"]) == [path.stem.removeprefix("target_") for path in TARGETS]
+
+
+def test_make_compiles_for_arm_with_the_flags_of_setup():
+    made = dict(re.findall(r"^(KERNEL_FLAGS|NEON_FLAGS) := (.*)$", (ROOT / "Makefile").read_text(), re.M))
+    isas = in_setup("ISAS")
+    (neon,) = (value for key, value in zip(isas.keys, isas.values, strict=True) if key.value == "neon")
+    assert made["NEON_FLAGS"].split() == ast.literal_eval(neon.elts[1])
+    assert made["KERNEL_FLAGS"].split() == ast.literal_eval(in_setup("KERNEL_FLAGS"))
