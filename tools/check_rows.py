@@ -52,6 +52,8 @@ SPECIAL = "special values"
 VALUES = {  # of each dtype that a row may have: the kinds of values that it is run on
     "f32": (INTEGERS, NORMAL, SPECIAL),
     "f64": (INTEGERS, NORMAL, SPECIAL),
+    "i8": (INTEGERS,),
+    "u8": (INTEGERS,),
 }
 LAYOUTS = ("NCHW", "NHWC")
 CONVOLUTIONS = ("conv", "conv_grad_input", "conv_grad_weight")
