@@ -37,10 +37,10 @@ KERNEL_FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-fno-trapping-m
 X86 = ("x86_64", "AMD64")
 ARM = ("aarch64", "arm64")
 ISAS: dict[str, tuple[tuple[str, ...], list[str]]] = {  # suffix of the file name: machines, flags
-    "avx2": (X86, ["-mavx2", "-mfma"]),
+    "avx2": (X86, ["-mavx2", "-mfma", "-mf16c"]),
     "avx512": (
         X86,
-        ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"],
+        ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
     ),
     "avx512vnni": (
         X86,

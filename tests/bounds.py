@@ -20,6 +20,7 @@ from cnnkern.spec import OPS, Request
 REFERENCE = {row.op: row for row in kernels()}
 UNIT = {"f64": 2.0**-53, "f32": 2.0**-24, "f16": 2.0**-11, "bf16": 2.0**-8}  # of rounding a result to the type
 FLOATS = tuple(UNIT)
+NARROW = ("f16", "bf16")  # stored; summed in float32
 SMALLEST = {"f64": 2.0**-1074, "f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-133}  # subnormals
 
 Arrays = tuple[np.ndarray | None, ...]
@@ -65,16 +66,15 @@ def bounds(request: Request, inputs: Arrays, expected: Arrays) -> tuple[Bound, .
     wide = tuple(a.astype(np.float64) if a is not None and a.dtype.kind not in "iub" else a for a in inputs)
     found = (0.0,) * len(expected) if exact else _BOUNDS[request.op](_Sum(request), wide, expected)
     return tuple(
-        bound if want is None or want.dtype.kind in "iub" else bound + _stored(request, want, exact)
+        bound if want is None or want.dtype.kind in "iub" else stored(request, want, bound)
         for bound, want in zip(found, expected, strict=True)
     )
 
 
-def _stored(request: Request, want: np.ndarray, exact: bool) -> Bound:
-    """Rounding to the type of the result where that is narrower than the type summed in; underflow."""
-    if request.dtype in ("f32", "f64"):
-        return 0.0 if exact else SMALLEST[request.dtype]
-    return UNIT[request.dtype] * abs(want) + SMALLEST[request.dtype]
+def stored(request: Request, want: np.ndarray, bound: Bound) -> Bound:
+    """``bound`` after rounding to the type of the result, where that is narrower than the type summed in; underflow."""
+    rounding = UNIT[request.dtype] * (abs(want) + bound) if request.dtype in NARROW else 0.0
+    return bound + rounding + SMALLEST[request.dtype]
 
 
 class _Sum:

@@ -55,7 +55,7 @@ def test_inputs_of_zero_stride(case: Case) -> None:
             continue
         inputs = tuple(_broadcast(a, number // 5) for a in sample_inputs(request, NORMAL))
         expected = reference(request, inputs)
-        allowed = allowed_of(case.row, request, inputs, bounds(request, inputs, expected))
+        allowed = allowed_of(case.row, request, inputs, expected, bounds(request, inputs, expected))
         got = run_row(case.row, request, inputs)
         for a, b, bound in zip(got, expected, allowed, strict=True):
             difference = differs(a, b, bound)

@@ -47,7 +47,7 @@ def test_any_number_of_threads_gives_the_same_bits(case: Case) -> None:
     ran = 0
     for request in served(case):
         inputs, expected, allowed = expectation(request, NORMAL)
-        allowed = allowed_of(case.row, request, inputs, allowed)
+        allowed = allowed_of(case.row, request, inputs, expected, allowed)
         runs = [threaded(case.row, request, inputs, threads) for threads in THREADS]
         for got, want, bound in zip(runs[0], expected, allowed, strict=True):
             difference = differs(got, want, bound)
@@ -121,7 +121,7 @@ def test_strict_gives_an_image_the_same_bits_in_any_batch(case: Case) -> None:
 
 @pytest.mark.skipif(len(FUSED) < 2, reason="this CPU lacks avx512 or avx2: nothing to compare")
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("dtype", ["f32", "f64", "f16"])
 @pytest.mark.parametrize("op", CONV_OPS)
 def test_strict_gives_the_same_bits_on_every_fused_instruction_set(op: str, dtype: str, layout: str) -> None:
     """Rows of all algorithms: which of them a problem is given to may depend on the vector length."""

@@ -39,7 +39,8 @@ class _Machine:
     """One core as an algorithm of this instruction set and type sees it."""
 
     isa: str
-    item: int  # bytes of an element in memory
+    item: int  # bytes of an element of the arrays
+    wide: int  # of an element of what is packed and summed: 16-bit types are widened
     lanes: int
     peak: float
     roofs: roofline.Ceilings
@@ -138,7 +139,7 @@ def _packing(m: _Machine, w: _Walk, elements: float, slots: float) -> float:
     """Weights to their packed form within the call: ``elements``, ``slots`` per vector of them."""
     if w.packed:
         return 0.0
-    return m.part(elements / m.lanes * slots, (w.weights + elements) * m.item)
+    return m.part(elements / m.lanes * slots, w.weights * m.item + elements * m.wide)
 
 
 def _gather(m: _Machine, w: _Walk) -> float:
@@ -168,9 +169,9 @@ def _direct(m: _Machine, w: _Walk) -> float:
     if not w.packed and visits <= 2:  # a block of weights is packed into the core's own cache just before each use
         late = visits * m.part(packed / m.lanes * _gather(m, w), w.weights * m.item)
         return late + m.part(products + moves, _arrays(m, w))
-    walk = m.part(products + moves, _arrays(m, w) + packed * m.item, m.again(packed * m.item, visits))
+    walk = m.part(products + moves, _arrays(m, w) + packed * m.wide, m.again(packed * m.wide, visits))
     if w.packed:
-        return min(walk, m.part(0.0, packed * m.item) + m.part(products + moves, _arrays(m, w)))
+        return min(walk, m.part(0.0, packed * m.wide) + m.part(products + moves, _arrays(m, w)))
     return _packing(m, w, packed, _gather(m, w)) + walk
 
 
@@ -280,7 +281,7 @@ def _winograd(forms: tuple[_Form, ...], m: _Machine, w: _Walk) -> float | None:
         return None
     tiles = form.tiles(w)
     filters = w.groups * w.reads * ceil(w.writes / m.lanes)  # vectors of them
-    transformed = filters * m.lanes * form.cells * m.item
+    transformed = filters * m.lanes * form.cells * m.wide
     products = w.groups * form.cells * tiles * w.reads * _per_pixel(m, max(1, tiles), w.writes)
     transforms = w.groups * tiles * (ceil(w.reads / m.lanes) * form.input + ceil(w.writes / m.lanes) * form.inverse)
     moves = sum(_vectors(m, w)) * m.shuffles() * (not w.last)
@@ -288,7 +289,7 @@ def _winograd(forms: tuple[_Form, ...], m: _Machine, w: _Walk) -> float | None:
     visits = max(1.0, tiles / _TILES_TOGETHER)  # of all transformed weights
     walk = m.part(slots, _arrays(m, w) + transformed, m.again(transformed, visits))
     if w.packed:  # transformed before, or transformed late from weights that need no shuffles
-        late = visits * m.part(filters * form.weights, w.weights * m.item, transformed)
+        late = visits * m.part(filters * form.weights, w.weights * m.wide, transformed)
         return min(walk, late + m.part(slots, _arrays(m, w)))
     early = m.part(filters * _transform(m, form), w.weights * m.item + transformed) + walk
     # Many weights, or few tiles: transformed in the core's own cache, anew for each group of tiles.
@@ -331,7 +332,7 @@ def _grad_weight(m: _Machine, w: _Walk, slots: float) -> float:
     moves = sum(_vectors(m, w)) * (3 + m.shuffles() * (not w.last))
     packed = w.groups * w.reads * w.taps * ceil(w.writes / m.lanes) * m.lanes
     passes = 1 if w.images * w.outputs <= _GRAD_STRIP else 3
-    return m.part(slots + moves + 3 * packed / m.lanes, _arrays(m, w) + passes * packed * m.item)
+    return m.part(slots + moves + 3 * packed / m.lanes, _arrays(m, w) + passes * packed * m.wide)
 
 
 def _grad_weight_direct(m: _Machine, w: _Walk) -> float:
@@ -349,7 +350,7 @@ def _grad_weight_winograd(forms: tuple[_Form, ...], m: _Machine, w: _Walk) -> fl
     products = form.cells * ceil(w.reads / together) * together * _per_pixel(m, max(1, w.reads), w.writes)
     transforms = ceil(w.reads / m.lanes) * form.input + ceil(w.writes / m.lanes) * form.inverse
     filters = w.groups * w.reads * ceil(w.writes / m.lanes)
-    sums = filters * m.lanes * form.cells * m.item
+    sums = filters * m.lanes * form.cells * m.wide
     back = m.part(filters * _transform(m, form), 0.0, 2 * sums)  # written, then read
     return back + _grad_weight(m, w, w.groups * form.tiles(w) * (products + transforms) / _WINOGRAD_REACHED)
 
@@ -389,8 +390,9 @@ def _seconds(model: _Model, isa: str, request: Request) -> float | None:
     roofs = roofline.current()
     item = numpy_dtype(request.dtype).itemsize
     dtype = "f64" if request.dtype == "f64" else "f32"  # shorter types are widened
+    wide = int(dtype[1:]) // 8
     vectors = "avx512" if isa == "amx" else isa  # beside its tiles, such a row computes in AVX-512
-    lanes = VECTOR_BYTES[vectors] * 8 // int(dtype[1:])
-    machine = _Machine(vectors, item, lanes, roofs.peaks[f"{vectors}.{dtype}"], roofs)
+    lanes = VECTOR_BYTES[vectors] // wide
+    machine = _Machine(vectors, item, wide, lanes, roofs.peaks[f"{vectors}.{dtype}"], roofs)
     seconds = model(machine, _walk(request))
     return None if seconds is None else roofs.call + seconds

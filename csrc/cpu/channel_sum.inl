@@ -7,9 +7,9 @@ struct SumOfValues {
   static void add(Vec<double>* sum, const Vec<double>* in, Vec<double>) { sum[0] += in[0]; }
 };
 
-template <class T>
+template <class S>
 struct channel_sum_direct {
-  using Sums = ChannelSums<T, SumOfValues>;
+  using Sums = ChannelSums<S, SumOfValues>;
 
   static size_t workspace(const void* params, int) {
     return size_t(Sums::partials(static_cast<const ck_channel*>(params))) * sizeof(double);
@@ -21,8 +21,8 @@ struct channel_sum_direct {
     if (exec->workspace_size < workspace(params, exec->threads)) return CK_SMALL_WORKSPACE;
     const ck_tensor* const inputs[] = {&tensors[0]};
     const Sums sums(static_cast<const ck_channel*>(params), inputs, nullptr, static_cast<double*>(exec->workspace));
-    T* const out = static_cast<T*>(tensors[1].data);
+    S* const out = static_cast<S*>(tensors[1].data);
     const int64_t step = tensors[1].stride[0];
-    return sums.run(exec, [&](int64_t channel, const double* total) { out[channel * step] = T(total[0]); });
+    return sums.run(exec, [&](int64_t channel, const double* total) { put(out + channel * step, Wide<S>(total[0])); });
   }
 };

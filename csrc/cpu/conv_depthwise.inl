@@ -21,8 +21,13 @@ constexpr int64_t kDepthwiseMultiplier = 4;
 constexpr int64_t kDepthwiseVectors = 16;                 // of channels in a unit, read in place: 1 KB of each pixel
 constexpr int64_t kDepthwiseFarBytes = int64_t(8) << 20;  // larger inputs come from memory: rows are fetched ahead
 constexpr int64_t kDepthwiseUnitBytes = 32 * 1024;        // of outputs, read in place
-constexpr int64_t kDepthwiseStripBytes = 256 * 1024;      // of input and outputs, transposed
+constexpr int64_t kDepthwiseStripBytes = 256 * 1024;      // of input, transposed
+constexpr int64_t kDepthwiseSumsBytes = 16 * 1024;        // of outputs, transposed: they stay in the first level
 constexpr int64_t kDepthwiseWeightBytes = 128 * 1024;     // of the channels of a unit
+
+// The tiles know T alone, so arrays of a narrower type are always copied, a cache line of channels at once.
+template <class S>
+constexpr int64_t kDepthwiseCopied = kIsWide<S> ? 1 : 64 / (kLanes<S> * int64_t(sizeof(S)));  // vectors
 
 // One axis of a range of outputs of one phase, backwards for the input gradient, so that everything ascends:
 // output u, counted from the first, reads coordinate first + u * step + j * advance of the axis with tap j.
@@ -89,34 +94,41 @@ static inline int64_t depthwise_extent(const ConvAxis& a, int64_t outputs) {
   return min_of(a.in, span);
 }
 
-// Vectors of channels that a unit takes at once where it reads the maps in place.
+// Vectors of channels that a unit takes at once, at most.
 template <class T>
 static inline int64_t depthwise_vectors(int64_t channels, int64_t taps) {
   const int64_t weights = max_of<int64_t>(1, kDepthwiseWeightBytes / times(taps, kVectorBytes));
   return min_of(min_of(kDepthwiseVectors, weights), ceil_div(channels, kLanes<T>));
 }
 
-// Part of a plane -> [row][column][lanes]. Rows that follow each other in memory without a gap are one row.
-template <class T>
-static void transpose_plane(T* to, const T* from, const int64_t* stride, Range rows, Range cols, int64_t channels) {
-  constexpr int L = kLanes<T>;
+// Part of a plane of at most `lanes` channels -> [row][column][pitch]. Rows that follow each other in memory without a
+// gap are one row.
+template <class S>
+static void transpose_plane(Wide<S>* to, int64_t pitch, const S* from, const int64_t* stride, Range rows, Range cols,
+                            int64_t channels) {
+  constexpr int L = kLanes<S>;
   const int64_t width = cols.end - cols.begin, height = rows.end - rows.begin;
   if (width == 0 || height == 0) return;
   const bool joined = stride[3] == width * stride[4];
   const int64_t runs = joined ? 1 : height, length = joined ? width * height : width;
   from += rows.begin * stride[3] + cols.begin * stride[4];
+  if (stride[1] == 1) {  // channels are neighbours: no transposition
+    for (int64_t y = 0; y < runs; y++, from += stride[3])
+      for (int64_t i = 0; i < length; i++, to += pitch) store(to, load_n(from + i * stride[4], int(channels)));
+    return;
+  }
   for (int64_t y = 0; y < runs; y++, from += stride[3])
     for (int64_t i = 0; i < length; i += L) {
       const int pixels = int(min_of<int64_t>(L, length - i));
-      Vec<T> v[L];
+      Vec<S> v[L];
       load_pixels(v, from + i * stride[4], stride[4], stride[1], pixels, int(channels));
       if (pixels == L) {
 #pragma GCC unroll 16
-        for (int j = 0; j < L; j++) store(to + j * L, v[j]);
+        for (int j = 0; j < L; j++) store(to + j * pitch, v[j]);
       } else {
-        for (int j = 0; j < pixels; j++) store(to + j * L, v[j]);
+        for (int j = 0; j < pixels; j++) store(to + j * pitch, v[j]);
       }
-      to += pixels * L;
+      to += pixels * pitch;
     }
 }
 
@@ -140,16 +152,19 @@ struct DepthwisePlan {
   bool in_place, prefetches;
   int64_t vectors, blocks;  // vectors of channels in a unit
   int64_t rows, cols;       // outputs of a unit
+  int64_t band;             // rows of outputs that are summed and then written, of a transposed strip
   int64_t strips_h, strips_w, units;
   int64_t plane_elements, in_elements, sums_elements;  // of a transposed strip
 
-  void init(const ck_conv& p, bool backward, bool in_place_) {
+  // `copied`: vectors of channels in a unit whose maps are not read in place.
+  void init(const ck_conv& p, bool backward, bool in_place_, int64_t copied) {
     batch = p.batch, groups = p.groups, multiplier = p.out_channels / p.groups;
     in_place = in_place_;
     for (int a = 0; a < CK_AXES; a++)
       axis[a].init(backward ? p.out[a] : p.in[a], backward ? p.in[a] : p.out[a], p, a, backward);
     taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
-    vectors = in_place ? depthwise_vectors<T>(groups, taps) : 1;
+    vectors = depthwise_vectors<T>(groups, taps);
+    if (!in_place) vectors = min_of(vectors, copied);
     blocks = ceil_div(groups, vectors * lanes);
     const int64_t pixels = times(times(axis[0].in, axis[1].in), axis[2].in);
     prefetches = in_place && times(times(batch, groups * int64_t(sizeof(T))), pixels) > kDepthwiseFarBytes;
@@ -158,6 +173,7 @@ struct DepthwisePlan {
     strips_w = ceil_div(axis[2].out, max_of<int64_t>(1, cols));
     units = blocks * multiplier * batch * axis[0].out * strips_h * strips_w;
   }
+  int64_t pixel() const { return vectors * lanes; }  // elements of a pixel in a transposed strip
   int64_t weight_elements() const { return vectors * taps * lanes; }
   double ops() const {  // of a unit, bytes moved among them
     return double(vectors * lanes) * double(rows * cols) * (2.0 * double(taps) + 2 * kOpsPerByte * sizeof(T));
@@ -167,7 +183,7 @@ struct DepthwisePlan {
   void cut() {
     const int64_t pair = 2 * axis[1].step_out;  // the tile takes two rows of a phase
     rows = axis[1].out, cols = axis[2].out;
-    plane_elements = in_elements = sums_elements = 0;
+    plane_elements = in_elements = sums_elements = band = 0;
     if (in_place) {
       const int64_t most = kDepthwiseUnitBytes / (vectors * kVectorBytes);
       cols = ceil_div(cols, ceil_div(max_of<int64_t>(1, cols), 4 * most));
@@ -179,17 +195,21 @@ struct DepthwisePlan {
     bytes();
   }
   int64_t bytes() {
-    plane_elements = times(times(depthwise_extent(axis[1], rows), depthwise_extent(axis[2], cols)), lanes);
+    plane_elements = times(times(depthwise_extent(axis[1], rows), depthwise_extent(axis[2], cols)), pixel());
     in_elements = times(plane_elements, min_of(axis[0].in, ceil_div(axis[0].kernel, axis[0].modulus)));
-    sums_elements = times(times(rows, cols), lanes);
+    const int64_t pair = 2 * axis[1].step_out, row = times(times(cols, pixel()), int64_t(sizeof(T)));
+    band = min_of(rows, max_of(pair, round_up(kDepthwiseSumsBytes / max_of<int64_t>(1, row), pair)));
+    sums_elements = times(times(band, cols), pixel());
     return times(plus(in_elements, sums_elements), int64_t(sizeof(T)));
   }
 };
 
-template <class T>
+template <class S>
 class DepthwiseWalk {
+  typedef Wide<S> T;
+
  public:
-  DepthwiseWalk(const DepthwisePlan<T>& plan, const ConvOperands<T>& operands, char* lanes)
+  DepthwiseWalk(const DepthwisePlan<T>& plan, const ConvOperands<S>& operands, char* lanes)
       : plan_(plan), op_(operands), lanes_(lanes) {}
 
   static size_t lane_bytes(const DepthwisePlan<T>& plan) {
@@ -246,37 +266,56 @@ class DepthwiseWalk {
       pack_weights(p, lane);
       lane->weights = p.block;
     }
-    const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1], &w = plan_.axis[2];
+    const ConvAxis& d = plan_.axis[0];
     const DepthwiseAxis depth(d, p.depth % d.step_out, {p.depth, p.depth + 1});
-    const DepthwiseMaps<T> maps = plan_.in_place ? maps_in_place(p) : transposed(p, depth, lane);
+    const DepthwiseMaps<T> maps = maps_of(p, depth, lane);
+    if (plan_.in_place) return sum_rows(p, depth, maps, lane);
+    Place some = p;
+    for (int64_t row = p.rows.begin; row < p.rows.end; row = some.rows.end) {
+      some.rows = {row, min_of(row + plan_.band, p.rows.end)};
+      DepthwiseMaps<T> own = maps;
+      own.out -= (row - p.rows.begin) * own.out_stride[1];
+      sum_rows(some, depth, own, lane);
+      write_sums(some, lane);
+    }
+  }
+  // All phases of some rows of outputs.
+  void sum_rows(const Place& p, const DepthwiseAxis& depth, const DepthwiseMaps<T>& maps, Lane* lane) const {
+    const ConvAxis &h = plan_.axis[1], &w = plan_.axis[2];
     for (int64_t phase_h = 0; phase_h < h.phases(); phase_h++)
       for (int64_t phase_w = 0; phase_w < w.phases(); phase_w++) {
         const DepthwiseAxis height(h, phase_h, p.rows), width(w, phase_w, p.cols);
         if (height.outputs > 0 && width.outputs > 0) phase(p, depth, height, width, maps, lane);
       }
-    if (!plan_.in_place) write_sums(p, lane);
+  }
+
+  DepthwiseMaps<T> maps_of(const Place& p, const DepthwiseAxis& depth, Lane* lane) const {
+    if constexpr (kIsWide<S>)
+      if (plan_.in_place) return maps_in_place(p);
+    return transposed(p, depth, lane);
   }
 
   // Weights of a unit's channels: [vector][tap][lanes]; and biases, for the tile to add.
   void pack_weights(const Place& p, Lane* lane) const {
-    const WeightSource<T>& from = op_.weight;
+    const WeightSource<S>& from = op_.weight;
     const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1], &w = plan_.axis[2];
     const bool joined = (h.kernel == 1 || from.axis[1] == w.kernel * from.axis[2]) &&
                         (d.kernel == 1 || from.axis[0] == h.kernel * w.kernel * from.axis[2]);
     const int64_t run = joined ? plan_.taps : w.kernel;
     const int64_t stride[5] = {0, op_.weight_group, 0, 0, from.axis[2]}, size[CK_AXES] = {1, 1, run};
-    const T* weight = from.data + p.out_channel % plan_.multiplier * from.k + p.channel * op_.weight_group;
+    const S* weight = from.data + p.out_channel % plan_.multiplier * from.k + p.channel * op_.weight_group;
     T* to = weights_of(lane);
     for (int64_t c = 0; c < p.channels; c += plan_.lanes)
       for (int64_t tap = 0; tap < plan_.taps; tap += run, to += run * plan_.lanes) {
-        const PixelSource<T> source = {nullptr, stride, size, min_of(plan_.lanes, p.channels - c), 0, 1, run};
+        const PixelSource<S> source = {nullptr, stride, size, min_of(plan_.lanes, p.channels - c), 0, 1, run};
         const int64_t row = tap / w.kernel;
-        const T* first = weight + row % h.kernel * from.axis[1] + row / h.kernel * from.axis[0];
+        const S* first = weight + row % h.kernel * from.axis[1] + row / h.kernel * from.axis[0];
         pack_pixels(to, plan_.lanes, first + c * op_.weight_group, source);
       }
     T* bias = bias_of(lane);
     for (int64_t c = 0; c < plan_.vectors * plan_.lanes; c++)
-      bias[c] = plan_.in_place && op_.bias && c < p.channels ? op_.bias[(p.out_channel + c) * op_.bias_stride] : T(0);
+      bias[c] =
+          plan_.in_place && op_.bias && c < p.channels ? widen(op_.bias[(p.out_channel + c) * op_.bias_stride]) : T(0);
   }
 
   // The taps of a phase, one behind the other.
@@ -309,7 +348,8 @@ class DepthwiseWalk {
     return m;
   }
 
-  // Transposes what the unit reads: [tap in depth][row][column][lanes]. Outputs go to the sums, [row][column][lanes].
+  // Transposes what the unit reads: [tap in depth][row][column][channel]. Outputs go to the sums,
+  // [row][column][channel].
   DepthwiseMaps<T> transposed(const Place& p, const DepthwiseAxis& depth, Lane* lane) const {
     const int64_t* is = op_.in_stride;
     const Range rows = depthwise_inside(plan_.axis[1], p.rows), cols = depthwise_inside(plan_.axis[2], p.cols);
@@ -317,15 +357,17 @@ class DepthwiseWalk {
     T* const to = input_of(lane);
     for (int64_t z = planes.begin; z < planes.end; z++) {
       const int64_t at = depth.first + z * depth.advance, plane = depth.backwards ? depth.size - 1 - at : at;
-      transpose_plane(to + (z - planes.begin) * plan_.plane_elements,
-                      op_.in + p.image * is[0] + p.channel * is[1] + plane * is[2], is, rows, cols, p.channels);
+      for (int64_t c = 0; c < p.channels; c += plan_.lanes)
+        transpose_plane(to + (z - planes.begin) * plan_.plane_elements + c, plan_.pixel(),
+                        op_.in + p.image * is[0] + (p.channel + c) * is[1] + plane * is[2], is, rows, cols,
+                        min_of(plan_.lanes, p.channels - c));
     }
     DepthwiseMaps<T> m;
-    const int64_t lanes = plan_.lanes, width = cols.end - cols.begin, out_width = p.cols.end - p.cols.begin;
-    m.in = to - (rows.begin * width + cols.begin) * lanes - planes.begin * plan_.plane_elements;
-    m.in_stride[0] = plan_.plane_elements, m.in_stride[1] = width * lanes, m.in_stride[2] = lanes;
-    m.out = sums_of(lane) - (p.rows.begin * out_width + p.cols.begin) * lanes;
-    m.out_stride[0] = 0, m.out_stride[1] = out_width * lanes, m.out_stride[2] = lanes;
+    const int64_t pixel = plan_.pixel(), width = cols.end - cols.begin, out_width = p.cols.end - p.cols.begin;
+    m.in = to - (rows.begin * width + cols.begin) * pixel - planes.begin * plan_.plane_elements;
+    m.in_stride[0] = plan_.plane_elements, m.in_stride[1] = width * pixel, m.in_stride[2] = pixel;
+    m.out = sums_of(lane) - (p.rows.begin * out_width + p.cols.begin) * pixel;
+    m.out_stride[0] = 0, m.out_stride[1] = out_width * pixel, m.out_stride[2] = pixel;
     m.residual = nullptr;
     for (int64_t& stride : m.residual_stride) stride = 0;
     m.planes_by_tap = true;
@@ -364,7 +406,8 @@ class DepthwiseWalk {
     const int64_t residual_at = depth.out_first * m.residual_stride[0] + width.out_first * m.residual_stride[2];
     in += width.first * stride[2];
     // Transposed strips have all lanes, whatever stands in those beyond the last channel.
-    const int64_t channels = plan_.in_place ? p.channels : plan_.lanes, whole = channels / plan_.lanes * plan_.lanes;
+    const int64_t channels = plan_.in_place ? p.channels : round_up(p.channels, plan_.lanes);
+    const int64_t whole = channels / plan_.lanes * plan_.lanes;
     for (int64_t row = 0, next; row < height.outputs; row = next) {
       next = row + (pairs && row + 2 <= height.outputs ? 2 : 1);
       const DepthwiseFn<T>* const tile = next == row + 2 ? tiles.two : tiles.one;
@@ -397,18 +440,18 @@ class DepthwiseWalk {
     const int64_t channel = plan_.multiplier;  // between those of the unit
     for (int64_t y = 0; y < runs; y++) {
       const int64_t row = p.rows.begin + y;
-      const T* residual = op_.residual ? op_.residual + p.image * rs[0] + p.out_channel * rs[1] + p.depth * rs[2] +
+      const S* residual = op_.residual ? op_.residual + p.image * rs[0] + p.out_channel * rs[1] + p.depth * rs[2] +
                                              row * rs[3] + p.cols.begin * rs[4]
                                        : nullptr;
-      T* out = op_.out + p.image * os[0] + p.out_channel * os[1] + p.depth * os[2] + row * os[3] + p.cols.begin * os[4];
-      write_back(sums_of(lane) + y * length * plan_.lanes, plan_.lanes, length, p.channels,
+      S* out = op_.out + p.image * os[0] + p.out_channel * os[1] + p.depth * os[2] + row * os[3] + p.cols.begin * os[4];
+      write_back(sums_of(lane) + y * length * plan_.pixel(), plan_.pixel(), length, p.channels,
                  op_.bias ? op_.bias + p.out_channel * op_.bias_stride : nullptr, channel * op_.bias_stride, residual,
                  rs[4], channel * rs[1], out, os[4], channel * os[1], op_.relu);
     }
   }
 
   const DepthwisePlan<T>& plan_;
-  const ConvOperands<T>& op_;
+  const ConvOperands<S>& op_;
   char* const lanes_;
 };
 

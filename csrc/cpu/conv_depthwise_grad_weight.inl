@@ -128,14 +128,16 @@ struct DepthwiseGradPlan {
   int64_t rows_together;            // rows of strips that are transposed at once
   int64_t gy_elements, x_elements;  // transposed: of one image; of one plane of it
 
-  void init(const ck_conv& p, bool in_place_) {
+  // `copied`: vectors of channels in a task whose maps are not read in place.
+  void init(const ck_conv& p, bool in_place_, int64_t copied) {
     strips.init(p, 1);
     in_place = in_place_;
     for (int a = 0; a < CK_AXES; a++) axis[a].init(p.in[a], p.out[a], p, a, false);
     multiplier = p.out_channels / p.groups;
     taps = strips.taps;
     copies = max_of<int64_t>(1, strips.copies);
-    vectors = in_place ? depthwise_vectors<T>(p.groups, taps) : 1;
+    vectors = depthwise_vectors<T>(p.groups, taps);
+    if (!in_place) vectors = min_of(vectors, copied);
     blocks = ceil_div(p.groups, vectors * lanes) * multiplier;
     block_elements = vectors * taps * lanes;
     rows_together = 1;
@@ -144,6 +146,7 @@ struct DepthwiseGradPlan {
     bytes(rows_together);
     if (in_place) gy_elements = x_elements = 0;
   }
+  int64_t pixel() const { return vectors * lanes; }  // elements of a transposed pixel
   int64_t planes() const { return min_of(axis[0].in, axis[0].kernel); }
   double ops() const {  // of a task, bytes moved among them
     const double outputs = double(strips.conv->batch) * double(axis[0].out) * double(axis[1].out * axis[2].out);
@@ -154,22 +157,23 @@ struct DepthwiseGradPlan {
   int64_t bytes(int64_t together) {
     const ck_conv& p = *strips.conv;
     const int64_t rows = min_of(p.out[1], together * strips.rows), cols = together > 1 ? p.out[2] : strips.cols;
-    gy_elements = times(times(rows, cols), lanes);
-    x_elements = times(times(depthwise_extent(axis[1], rows), depthwise_extent(axis[2], cols)), lanes);
+    gy_elements = times(times(rows, cols), pixel());
+    x_elements = times(times(depthwise_extent(axis[1], rows), depthwise_extent(axis[2], cols)), pixel());
     return times(plus(gy_elements, times(x_elements, planes())), int64_t(sizeof(T)));
   }
 };
 
-template <class T>
+template <class S>
 class DepthwiseGradWalk {
+  typedef Wide<S> T;
   using Place = typename GradWeightPlan<T>::Place;
 
  public:
   DepthwiseGradWalk(const DepthwiseGradPlan<T>& plan, const ck_tensor* t, char* workspace)
       : plan_(plan),
-        gy_(static_cast<const T*>(t[0].data)),
-        x_(static_cast<const T*>(t[1].data)),
-        out_(static_cast<T*>(t[2].data)),
+        gy_(static_cast<const S*>(t[0].data)),
+        x_(static_cast<const S*>(t[1].data)),
+        out_(static_cast<S*>(t[2].data)),
         gy_stride_(t[0].stride),
         x_stride_(t[1].stride),
         out_stride_(t[2].stride),
@@ -228,8 +232,7 @@ class DepthwiseGradWalk {
       Range cols = {0, plan_.axis[2].out};
       if (next == first + 1) cols = {a.first_col, a.first_col + a.cols};
       for (int64_t n = a.first_image; n < a.first_image + a.images; n++) {  // one, if there are several strips
-        const Maps maps =
-            plan_.in_place ? maps_in_place(block, n, a.depth) : transposed(block, n, a.depth, rows, cols, lane);
+        const Maps maps = maps_of(block, n, a.depth, rows, cols, lane);
         for (int64_t strip = first; strip < next; strip++)
           sum_strip(block, s.place_of(strip), maps, sums, strip > all.begin || n > a.first_image);
       }
@@ -241,6 +244,11 @@ class DepthwiseGradWalk {
     const T *gy, *x;
     int64_t gy_row, gy_pixel, x_plane, x_row, x_pixel;
   };
+  Maps maps_of(int64_t block, int64_t image, int64_t depth, Range rows, Range cols, int lane) const {
+    if constexpr (kIsWide<S>)
+      if (plan_.in_place) return maps_in_place(block, image, depth);
+    return transposed(block, image, depth, rows, cols, lane);
+  }
   Maps maps_in_place(int64_t block, int64_t image, int64_t depth) const {
     const int64_t *gs = gy_stride_, *xs = x_stride_, c = channel_of(block);
     return {gy_ + image * gs[0] + c + depth * gs[2], x_ + image * xs[0] + c, gs[3], gs[4], xs[2], xs[3], xs[4]};
@@ -248,21 +256,23 @@ class DepthwiseGradWalk {
   Maps transposed(int64_t block, int64_t image, int64_t depth, Range rows, Range cols, int lane) const {
     T* const gy = reinterpret_cast<T*>(lanes_ + size_t(lane) * lane_bytes(plan_));
     T* const x = gy + plan_.gy_elements;
-    const int64_t *gs = gy_stride_, *xs = x_stride_, L = plan_.lanes;
-    const int64_t gy_channel[5] = {0, gs[1] * plan_.multiplier, 0, gs[3], gs[4]};
-    transpose_plane(gy, gy_ + image * gs[0] + out_channel_of(block) * gs[1] + depth * gs[2], gy_channel, rows, cols,
-                    channels_of(block));
+    const int64_t *gs = gy_stride_, *xs = x_stride_, L = plan_.lanes, pixel = plan_.pixel();
+    const int64_t gy_channel[5] = {0, gs[1] * plan_.multiplier, 0, gs[3], gs[4]}, channels = channels_of(block);
+    const S* const gy_plane = gy_ + image * gs[0] + out_channel_of(block) * gs[1] + depth * gs[2];
+    for (int64_t c = 0; c < channels; c += L)
+      transpose_plane(gy + c, pixel, gy_plane + c * gy_channel[1], gy_channel, rows, cols, min_of(L, channels - c));
     const Range x_rows = depthwise_inside(plan_.axis[1], rows), x_cols = depthwise_inside(plan_.axis[2], cols);
     const Range planes = planes_of(depth);
     for (int64_t z = planes.begin; z < planes.end; z++)
-      transpose_plane(x + (z - planes.begin) * plan_.x_elements,
-                      x_ + image * xs[0] + channel_of(block) * xs[1] + plane_of(depth, z) * xs[2], xs, x_rows, x_cols,
-                      channels_of(block));
+      for (int64_t c = 0; c < channels; c += L)
+        transpose_plane(x + (z - planes.begin) * plan_.x_elements + c, pixel,
+                        x_ + image * xs[0] + (channel_of(block) + c) * xs[1] + plane_of(depth, z) * xs[2], xs, x_rows,
+                        x_cols, min_of(L, channels - c));
     Maps m;
-    m.gy_row = (cols.end - cols.begin) * L, m.gy_pixel = L;
-    m.x_row = (x_cols.end - x_cols.begin) * L, m.x_pixel = L, m.x_plane = plan_.x_elements;
-    m.gy = gy - rows.begin * m.gy_row - cols.begin * L;
-    m.x = x - x_rows.begin * m.x_row - x_cols.begin * L;
+    m.gy_row = (cols.end - cols.begin) * pixel, m.gy_pixel = pixel;
+    m.x_row = (x_cols.end - x_cols.begin) * pixel, m.x_pixel = pixel, m.x_plane = plan_.x_elements;
+    m.gy = gy - rows.begin * m.gy_row - cols.begin * pixel;
+    m.x = x - x_rows.begin * m.x_row - x_cols.begin * pixel;
     return m;
   }
   int64_t plane_of(int64_t depth, int64_t tap) const {
@@ -332,29 +342,31 @@ class DepthwiseGradWalk {
     for (int64_t c = 0; c < channels; c += plan_.lanes)
       for (int64_t tap = 0; tap < plan_.taps; tap += run, from += run * plan_.lanes) {
         const int64_t row = tap / w.kernel, channel = out_channel_of(block) + c * plan_.multiplier;
-        T* to = out_ + channel * os[0] + row / h.kernel * os[2] + row % h.kernel * os[3];
-        write_back<T>(from, plan_.lanes, run, min_of(plan_.lanes, channels - c), nullptr, 0, nullptr, 0, 0, to, os[4],
+        S* to = out_ + channel * os[0] + row / h.kernel * os[2] + row % h.kernel * os[3];
+        write_back<S>(from, plan_.lanes, run, min_of(plan_.lanes, channels - c), nullptr, 0, nullptr, 0, 0, to, os[4],
                       plan_.multiplier * os[0], false);
       }
   }
 
   const DepthwiseGradPlan<T>& plan_;
-  const T *const gy_, *const x_;
-  T* const out_;
+  const S *const gy_, *const x_;
+  S* const out_;
   const int64_t *const gy_stride_, *const x_stride_, *const out_stride_;
   T* const sums_;
   char* const lanes_;
 };
 
-template <class T>
+template <class S>
 struct conv_grad_weight_depthwise {
+  typedef Wide<S> T;
+
   static DepthwiseGradPlan<T> plan_for(const void* params, bool in_place) {
     DepthwiseGradPlan<T> plan;
-    plan.init(*static_cast<const ck_conv*>(params), in_place);
+    plan.init(*static_cast<const ck_conv*>(params), in_place, kDepthwiseCopied<S>);
     return plan;
   }
   static size_t bytes(const DepthwiseGradPlan<T>& plan, int threads) {
-    return DepthwiseGradWalk<T>::sums_bytes(plan) + size_t(threads) * DepthwiseGradWalk<T>::lane_bytes(plan);
+    return DepthwiseGradWalk<S>::sums_bytes(plan) + size_t(threads) * DepthwiseGradWalk<S>::lane_bytes(plan);
   }
   static const char* why_not(const void* params) {
     const char* no = depthwise_why_not<T>(*static_cast<const ck_conv*>(params), kDepthwiseMultiplier);
@@ -370,10 +382,10 @@ struct conv_grad_weight_depthwise {
   static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
     const ck_conv& p = *static_cast<const ck_conv*>(params);
-    const bool in_place = p.out_channels == p.groups && t[0].stride[1] == 1 && t[1].stride[1] == 1;
+    const bool in_place = kIsWide<S> && p.out_channels == p.groups && t[0].stride[1] == 1 && t[1].stride[1] == 1;
     const DepthwiseGradPlan<T> plan = plan_for(params, in_place);
     if (plan.blocks == 0) return CK_OK;
     if (exec->workspace_size < bytes(plan, exec->threads)) return CK_SMALL_WORKSPACE;
-    return DepthwiseGradWalk<T>(plan, t, static_cast<char*>(exec->workspace)).run(exec);
+    return DepthwiseGradWalk<S>(plan, t, static_cast<char*>(exec->workspace)).run(exec);
   }
 };

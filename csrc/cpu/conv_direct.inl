@@ -20,21 +20,22 @@
 //
 // After: Georganas et al., "Anatomy of high-performance deep learning convolutions on SIMD architectures", SC18.
 
-// The walk over one convolution (or input gradient): see conv_plan.inl for the terms.
-template <class T>
-class ConvWalk : ConvUnits<T> {
-  using typename ConvUnits<T>::Place;
-  using ConvUnits<T>::plan_;
-  using ConvUnits<T>::op_;
+// The walk over one convolution (or input gradient) of arrays of S: see conv_plan.inl for the terms.
+template <class S>
+class ConvWalk : ConvUnits<S> {
+  using typename ConvUnits<S>::T;
+  using typename ConvUnits<S>::Place;
+  using ConvUnits<S>::plan_;
+  using ConvUnits<S>::op_;
 
  public:
   // `packed` is null where tasks pack late.
-  ConvWalk(const ConvPlan<T>& plan, const ConvOperands<T>& operands, void* packed, char* lanes)
-      : ConvUnits<T>(plan, operands), packed_(packed), lanes_(lanes) {}
+  ConvWalk(const ConvPlan<T>& plan, const ConvOperands<S>& operands, void* packed, char* lanes)
+      : ConvUnits<S>(plan, operands), packed_(packed), lanes_(lanes) {}
 
   static size_t lane_bytes(const ConvPlan<T>& plan) {
     const int64_t elements = plan.strip_elements + plan.sums_elements + plan.late_blocks() * plan.block_elements;
-    const int64_t bytes = int64_t(sizeof(Lane)) + elements * int64_t(sizeof(T)) + ConvUnits<T>::most_taps(plan) * 8;
+    const int64_t bytes = int64_t(sizeof(Lane)) + elements * int64_t(sizeof(T)) + ConvUnits<S>::most_taps(plan) * 8;
     return size_t(round_up(bytes, 4096) + 64);  // 64: lanes do not start at the same offset of a page
   }
 
@@ -94,7 +95,7 @@ class ConvWalk : ConvUnits<T> {
     if (packed_)
       return {PackedWeights<T>(plan_, packed_).block(group, block), PackedWeights<T>::header(packed_)->bad[0] == 0};
     if (lane->group != group || block < lane->blocks.begin || block >= lane->blocks.end) {
-      WeightSource<T> source = op_.weight;
+      WeightSource<S> source = op_.weight;
       source.data += group * op_.weight_group;
       const int64_t together = source.k < source.c ? plan_.late_blocks() : 1;
       lane->group = group;
@@ -181,8 +182,10 @@ class ConvWalk : ConvUnits<T> {
 };
 
 // The two rows of the table. BACKWARD exchanges the roles of input and output channels.
-template <class T, bool BACKWARD>
+template <class S, bool BACKWARD>
 struct ConvDirect {
+  typedef Wide<S> T;
+
   static ConvPlan<T> plan_for(const void* params, int threads) {
     ConvPlan<T> plan;
     plan.init(*static_cast<const ck_conv*>(params), BACKWARD, threads);
@@ -193,7 +196,7 @@ struct ConvDirect {
   static ck_status pack(const void* params, const ck_tensor* weight, void* packed, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
     const ConvPlan<T> plan = plan_for(params, 1);
-    return pack_weights(plan, weight_source<T>(*weight, BACKWARD),
+    return pack_weights(plan, weight_source<S>(*weight, BACKWARD),
                         weight_group(*static_cast<const ck_conv*>(params), *weight), packed, exec);
   }
   // Bytes of the workspace before the lanes.
@@ -202,30 +205,30 @@ struct ConvDirect {
   }
   static size_t workspace(const void* params, int threads) {
     const ConvPlan<T> plan = plan_for(params, threads);
-    return packed_part(plan) + size_t(threads) * ConvWalk<T>::lane_bytes(plan);
+    return packed_part(plan) + size_t(threads) * ConvWalk<S>::lane_bytes(plan);
   }
   static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
     const ck_conv& p = *static_cast<const ck_conv*>(params);
     const ConvPlan<T> plan = plan_for(params, exec->threads);
     if (plan.units == 0 || plan.k_blocks == 0) return CK_OK;
-    if (exec->workspace_size < packed_part(plan) + size_t(exec->threads) * ConvWalk<T>::lane_bytes(plan))
+    if (exec->workspace_size < packed_part(plan) + size_t(exec->threads) * ConvWalk<S>::lane_bytes(plan))
       return CK_SMALL_WORKSPACE;
     char* workspace = static_cast<char*>(exec->workspace);
     void* packed = const_cast<void*>(exec->packed);
     if (!packed && !plan.packs_late()) {
       packed = workspace;
       const ck_status status =
-          pack_weights(plan, weight_source<T>(t[1], BACKWARD), weight_group(p, t[1]), packed, exec);
+          pack_weights(plan, weight_source<S>(t[1], BACKWARD), weight_group(p, t[1]), packed, exec);
       if (status != CK_OK) return status;
     }
     workspace += packed_part(plan);
-    const ConvOperands<T> operands = conv_operands<T>(p, t, BACKWARD);
-    return ConvWalk<T>(plan, operands, packed, workspace).run(exec);
+    const ConvOperands<S> operands = conv_operands<S>(p, t, BACKWARD);
+    return ConvWalk<S>(plan, operands, packed, workspace).run(exec);
   }
 };
 
-template <class T>
-struct conv_direct : ConvDirect<T, false> {};
-template <class T>
-struct conv_grad_input_direct : ConvDirect<T, true> {};
+template <class S>
+struct conv_direct : ConvDirect<S, false> {};
+template <class S>
+struct conv_grad_input_direct : ConvDirect<S, true> {};

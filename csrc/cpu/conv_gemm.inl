@@ -82,7 +82,7 @@ struct GemmTileArgs {
   int64_t reduction;  // of this chunk
   const T* weight;    // packed: [r][KR]; else KR rows of neighbouring r
   int64_t row;        // elements between rows
-  const T* ahead;     // what a later strip will read, one cache line per r
+  const char* ahead;  // what a later strip will read, one cache line per r; bytes between them
   int64_t ahead_step;
   PixelOut<T> to;
 };
@@ -101,7 +101,7 @@ static void gemm_tile(const GemmTileArgs<T>& t) {
   const T* w[(KR + run - 1) / run];
   for (int i = 0; i < (KR + run - 1) / run; i++) w[i] = t.weight + (PACKED ? 0 : i * run * t.row);
   const int64_t row = t.row, ahead_step = t.ahead_step, out_row = t.to.out_channel;
-  const T* ahead = t.ahead;
+  const char* ahead = t.ahead;
   const auto step = [&] {
     __builtin_prefetch(ahead, 0, 2);
     ahead += ahead_step;
@@ -124,9 +124,10 @@ static void gemm_tile(const GemmTileArgs<T>& t) {
   };
   int64_t left = t.reduction;
   if (t.to.bias && left >= KR * NV) {  // finished: the lines of the output are fetched meanwhile
+    const int64_t item = t.to.narrow ? 2 : int64_t(sizeof(T));
     for (int v = 0; v < NV; v++) {
-      const T* out = t.to.out + v * L;
-      for (int k = 0; k < KR; k++, out += out_row) {
+      const char* out = static_cast<const char*>(t.to.narrow ? t.to.narrow_out : t.to.out) + v * L * item;
+      for (int k = 0; k < KR; k++, out += out_row * item) {
         __builtin_prefetch(out, 1, 2);
         step();
       }
@@ -144,10 +145,12 @@ static GemmTileFn<T> pick_gemm_tile(int rows, Lanes<I...>) {
   return table[rows - 1];
 }
 
-template <class T>
+template <class S>
 class GemmWalk {
+  typedef Wide<S> T;
+
  public:
-  GemmWalk(const GemmPlan<T>& plan, const ConvOperands<T>& operands, const T* packed, char* lanes)
+  GemmWalk(const GemmPlan<T>& plan, const ConvOperands<S>& operands, const T* packed, char* lanes)
       : plan_(plan), op_(operands), packed_(packed), lanes_(lanes) {
     const ck_conv& p = *plan.conv;
     const auto one_run = [&p](const int64_t* s) {
@@ -193,7 +196,7 @@ class GemmWalk {
   }
 
   // All panels of weights: [group][panel][r][rows of the panel].
-  static void pack(const GemmPlan<T>& plan, const ConvOperands<T>& operands, T* to, int64_t group, Range panels) {
+  static void pack(const GemmPlan<T>& plan, const ConvOperands<S>& operands, T* to, int64_t group, Range panels) {
     GemmWalk(plan, operands, nullptr, nullptr)
         .pack_panels(group, panels, to + (group * plan.panels + panels.begin) * plan.panel_elements());
   }
@@ -204,7 +207,7 @@ class GemmWalk {
   };
   Lane* lane_at(int lane) const { return reinterpret_cast<Lane*>(lanes_ + size_t(lane) * lane_bytes(plan_)); }
 
-  static inline void copy_pixels(T* to, const T* from, int64_t count, int64_t step) {
+  static inline void copy_pixels(T* to, const S* from, int64_t count, int64_t step) {
     constexpr int64_t L = kLanes<T>;
     if (step == 1 && count == 2 * L) {
       store(to, load(from));
@@ -212,14 +215,9 @@ class GemmWalk {
     } else if (step == 1) {
       copy_short(to, from, count);
     } else if (step == 2) {
-      for (int64_t i = 0; i < count; i += L) {
-        const int pixels = int(min_of(L, count - i)), last = 2 * pixels - 1;  // elements to the last pixel
-        const T* in = from + 2 * i;
-        const Vec<T> low = load_n(in, min_of(int(L), last)), high = last > L ? load_n(in + L, last - int(L)) : Vec<T>{};
-        store_n(to + i, deinterleave<T>(low, high).first, pixels);
-      }
+      copy_every_second(to, from, count);
     } else {
-      for (int64_t i = 0; i < count; i++) to[i] = from[i * step];
+      for (int64_t i = 0; i < count; i++) to[i] = widen(from[i * step]);
     }
   }
   // Pixels of a strip: [tile][r][2 vectors], zeros behind the last.
@@ -239,7 +237,7 @@ class GemmWalk {
     for (int64_t at = some.begin; at < some.end;) {
       const int64_t image = at / plan_.pixels, pixel = at % plan_.pixels, first = pixel % run, line = pixel / run;
       const int64_t count = min_of(run - first, some.end - at);
-      const T* from = op_.in + image * s[0] + group * plan_.reduction * s[1] + first * step[2];
+      const S* from = op_.in + image * s[0] + group * plan_.reduction * s[1] + first * step[2];
       if (!whole) from += line / p.out[1] * step[0] + line % p.out[1] * step[1];
       const int64_t place = at - some.begin, head = min_of(count, round_up(place, tile) - place),
                     tiles = (count - head) / tile;
@@ -247,7 +245,7 @@ class GemmWalk {
       T* const next = to + ceil_div(place, tile) * tile * plan_.reduction;
       for (int64_t r = 0; r < plan_.reduction; r++, from += s[1], out += tile) {
         copy_pixels(out, from, head, step[2]);
-        const T* in = from + head * step[2];
+        const S* in = from + head * step[2];
         T* whole_tile = next + r * tile;
         for (int64_t i = 0; i < tiles; i++, in += tile * step[2], whole_tile += tile * plan_.reduction)
           copy_pixels(whole_tile, in, tile, step[2]);
@@ -257,13 +255,13 @@ class GemmWalk {
     }
   }
 
-  const T* weights(int64_t group, int64_t output) const {
+  const S* weights(int64_t group, int64_t output) const {
     return op_.weight.data + group * op_.weight_group + output * op_.weight.k;
   }
   void pack_panels(int64_t group, Range some, T* to) const {
-    const T* from = weights(group, piece(plan_.outputs, plan_.panels, some.begin).begin);
+    const S* from = weights(group, piece(plan_.outputs, plan_.panels, some.begin).begin);
     for (int64_t r = 0; r < plan_.reduction; r++, from += op_.weight.c) {
-      const T* row = from;
+      const S* row = from;
       for (int64_t panel = some.begin; panel < some.end; panel++) {
         const Range rows = piece(plan_.outputs, plan_.panels, panel);
         const int64_t count = rows.end - rows.begin;
@@ -271,7 +269,7 @@ class GemmWalk {
         __builtin_prefetch(row + 16 * op_.weight.c);
         if (op_.weight.k == 1) copy_short(out, row, count);
         else
-          for (int64_t k = 0; k < count; k++) out[k] = row[k * op_.weight.k];
+          for (int64_t k = 0; k < count; k++) out[k] = widen(row[k * op_.weight.k]);
         row += count * op_.weight.k;
       }
     }
@@ -291,7 +289,7 @@ class GemmWalk {
     const int64_t first_channel = group * plan_.outputs + rows.begin;
     T bias[kTilePixels] = {};
     if (op_.bias)
-      for (int k = 0; k < count; k++) bias[k] = op_.bias[(first_channel + k) * op_.bias_stride];
+      for (int k = 0; k < count; k++) bias[k] = widen(op_.bias[(first_channel + k) * op_.bias_stride]);
     if (plan_.reduction == 0)
       for (int k = 0; k < count; k++) memset(sums + k * sums_row(), 0, size_t(size) * sizeof(T));
     GemmTileArgs<T> t;
@@ -312,22 +310,21 @@ class GemmWalk {
         const int64_t pixels = min_of(tile, size - i);
         const int vectors = pixels > plan_.lanes ? 2 : 1;
         const bool finished = last && whole_ && pixel + pixels <= plan_.pixels;
-        t.x = x + i * plan_.reduction + r * tile;
         t.to.before = r > 0 ? sums + i : nullptr;
-        t.to.bias = finished ? bias : nullptr;
-        if (finished) {
-          t.to.out = op_.out + image * os[0] + first_channel * os[1] + pixel;
-          t.to.out_channel = os[1], t.to.pixels = pixels;
-          t.to.residual = op_.residual ? op_.residual + image * rs[0] + first_channel * rs[1] + pixel : nullptr;
-        } else {
-          t.to.out = sums + i, t.to.out_channel = sums_row(), t.to.pixels = vectors * plan_.lanes;
-        }
-        t.ahead = x, t.ahead_step = 0;
+        t.to.out_channel = finished ? os[1] : sums_row();
+        t.to.pixels = finished ? pixels : vectors * plan_.lanes;
+        if (finished)
+          to_output(t.to, op_.out + image * os[0] + first_channel * os[1] + pixel,
+                    op_.residual ? op_.residual + image * rs[0] + first_channel * rs[1] + pixel : nullptr, bias);
+        else to_sums(t.to, sums + i);
+        t.x = x + i * plan_.reduction + r * tile;
+        t.ahead = reinterpret_cast<const char*>(x), t.ahead_step = 0;
         const int64_t next = some.end + i + line * plan_.lanes;
         if (line < 2 && next < plan_.total) {
-          t.ahead = op_.in + next / plan_.pixels * op_.in_stride[0] + (group * plan_.reduction + r) * op_.in_stride[1] +
-                    next % plan_.pixels;
-          t.ahead_step = op_.in_stride[1];
+          t.ahead =
+              reinterpret_cast<const char*>(op_.in + next / plan_.pixels * op_.in_stride[0] +
+                                            (group * plan_.reduction + r) * op_.in_stride[1] + next % plan_.pixels);
+          t.ahead_step = op_.in_stride[1] * int64_t(sizeof(S));
         }
         if (vectors == 2)
           (as_rows ? pick_gemm_tile<T, 2, false>(count, All{}) : pick_gemm_tile<T, 2, true>(count, All{}))(t);
@@ -347,12 +344,12 @@ class GemmWalk {
     const int64_t run = whole_ ? plan_.pixels : p.out[2];
     for (int64_t k = rows.begin; k < rows.end; k++, sums += sums_row()) {
       const int64_t channel = group * plan_.outputs + k;
-      const T bias = op_.bias ? op_.bias[channel * op_.bias_stride] : T(0);
+      const T bias = op_.bias ? widen(op_.bias[channel * op_.bias_stride]) : T(0);
       for (int64_t at = some.begin; at < some.end;) {
         const int64_t image = at / plan_.pixels, pixel = at % plan_.pixels, first = pixel % run, line = pixel / run;
         const int64_t count = min_of(run - first, some.end - at), d = line / p.out[1], h = line % p.out[1];
-        T* const out = op_.out + image * os[0] + channel * os[1];
-        const T* const residual = op_.residual ? op_.residual + image * rs[0] + channel * rs[1] : nullptr;
+        S* const out = op_.out + image * os[0] + channel * os[1];
+        const S* const residual = op_.residual ? op_.residual + image * rs[0] + channel * rs[1] : nullptr;
         const T* const row = sums + (at - some.begin);
         at += count;
         if (spread_) {
@@ -367,7 +364,7 @@ class GemmWalk {
   }
 
   // Some columns of row (d, h) of gy into the outputs that belong to them, a stride apart, and to the zeros between.
-  void spread(const T* sums, Range some, int64_t d, int64_t h, T bias, const T* residual, T* out) const {
+  void spread(const T* sums, Range some, int64_t d, int64_t h, T bias, const S* residual, S* out) const {
     constexpr int64_t L = kLanes<T>, wide = 4 * L;
     const int64_t *in = plan_.conv->in, *step = plan_.conv->stride, *os = op_.out_stride, *rs = op_.residual_stride;
     const int64_t begin = some.begin * step[2], columns = min_of(some.end * step[2], in[2]) - begin;
@@ -388,22 +385,24 @@ class GemmWalk {
               line[i * step[2] - c] = sums[i];
           }
           const int64_t place = z * os[2] + y * os[3] + (begin + c) * os[4];
-          const T* other = residual ? residual + z * rs[2] + y * rs[3] + (begin + c) * rs[4] : nullptr;
+          const S* other = residual ? residual + z * rs[2] + y * rs[3] + (begin + c) * rs[4] : nullptr;
           write_row(line, bias, other, rs[4], out + place, os[4], min_of(wide, columns - c), op_.relu);
         }
       }
   }
 
   const GemmPlan<T>& plan_;
-  const ConvOperands<T>& op_;
+  const ConvOperands<S>& op_;
   const T* const packed_;
   char* const lanes_;
   bool spread_;  // a strided gradient
   bool whole_;   // an image of the output, and of the residual, is one run of pixels (packing has neither)
 };
 
-template <class T, bool BACKWARD>
+template <class S, bool BACKWARD>
 struct ConvGemm {
+  typedef Wide<S> T;
+
   static GemmPlan<T> plan_for(const void* params, int threads) {
     GemmPlan<T> plan;
     plan.init(*static_cast<const ck_conv*>(params), BACKWARD, threads);
@@ -423,12 +422,12 @@ struct ConvGemm {
   static ck_status pack(const void* params, const ck_tensor* weight, void* packed, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
     const GemmPlan<T> plan = plan_for(params, 1);
-    ConvOperands<T> operands{};
-    operands.weight = weight_source<T>(*weight, BACKWARD);
+    ConvOperands<S> operands{};
+    operands.weight = weight_source<S>(*weight, BACKWARD);
     operands.weight_group = weight_group(*plan.conv, *weight);
     return pack_all(plan, operands, static_cast<T*>(packed), exec);
   }
-  static ck_status pack_all(const GemmPlan<T>& plan, const ConvOperands<T>& operands, T* to, const ck_exec* exec) {
+  static ck_status pack_all(const GemmPlan<T>& plan, const ConvOperands<S>& operands, T* to, const ck_exec* exec) {
     constexpr int64_t kTogether = 8;
     const int64_t teams = ceil_div(plan.panels, kTogether), tasks = plan.conv->groups * teams;
     const int64_t chunks = chunks_for(tasks, double(kTogether * plan.panel_elements()) * 8, exec->threads);
@@ -436,7 +435,7 @@ struct ConvGemm {
       const Range range = piece(tasks, chunks, chunk);
       for (int64_t i = range.begin; i < range.end; i++) {
         const int64_t first = i % teams * kTogether;
-        GemmWalk<T>::pack(plan, operands, to, i / teams, {first, min_of(first + kTogether, plan.panels)});
+        GemmWalk<S>::pack(plan, operands, to, i / teams, {first, min_of(first + kTogether, plan.panels)});
       }
     });
   }
@@ -445,14 +444,14 @@ struct ConvGemm {
   }
   static size_t workspace(const void* params, int threads) {
     const GemmPlan<T> plan = plan_for(params, threads);
-    return packed_part(plan) + size_t(threads) * GemmWalk<T>::lane_bytes(plan);
+    return packed_part(plan) + size_t(threads) * GemmWalk<S>::lane_bytes(plan);
   }
   static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
     const GemmPlan<T> plan = plan_for(params, exec->threads);
     if (plan.total == 0 || plan.outputs == 0) return CK_OK;
     if (exec->workspace_size < workspace(params, exec->threads)) return CK_SMALL_WORKSPACE;
-    const ConvOperands<T> operands = conv_operands<T>(*plan.conv, t, BACKWARD);
+    const ConvOperands<S> operands = conv_operands<S>(*plan.conv, t, BACKWARD);
     char* at = static_cast<char*>(exec->workspace);
     const T* packed = static_cast<const T*>(exec->packed);
     if (!packed && plan.packs_early() && operands.weight.c != 1) {
@@ -460,11 +459,11 @@ struct ConvGemm {
       if (status != CK_OK) return status;
       packed = reinterpret_cast<T*>(at);
     }
-    return GemmWalk<T>(plan, operands, packed, at + packed_part(plan)).run(exec);
+    return GemmWalk<S>(plan, operands, packed, at + packed_part(plan)).run(exec);
   }
 };
 
-template <class T>
-struct conv_gemm : ConvGemm<T, false> {};
-template <class T>
-struct conv_grad_input_gemm : ConvGemm<T, true> {};
+template <class S>
+struct conv_gemm : ConvGemm<S, false> {};
+template <class S>
+struct conv_grad_input_gemm : ConvGemm<S, true> {};

@@ -1,23 +1,25 @@
-// Where a weight gradient goes: from sums packed as [tap][channel][lanes or 2 * lanes output channels] to its array.
+// Where a weight gradient goes: from sums packed as [tap][channel][lanes or 2 * lanes output channels] to its array, of
+// the storage type S.
 
-template <class T>
+template <class S>
 struct GradientOut {
+  typedef Wide<S> T;
   static constexpr int64_t lanes = kLanes<T>, block = 2 * lanes;
 
   const ck_conv* conv;
-  T* out;
+  S* out;
   const int64_t* stride;
   int64_t in_channels, out_channels, taps;  // channels of a group
 
   GradientOut(const ck_conv& p, const ck_tensor& t)
       : conv(&p),
-        out(static_cast<T*>(t.data)),
+        out(static_cast<S*>(t.data)),
         stride(t.stride),
         in_channels(p.in_channels / p.groups),
         out_channels(p.out_channels / p.groups),
         taps(p.kernel[0] * p.kernel[1] * p.kernel[2]) {}
 
-  T* place(int64_t k, int64_t c, int64_t tap) const {
+  S* place(int64_t k, int64_t c, int64_t tap) const {
     const ck_conv& p = *conv;
     const int64_t jw = tap % p.kernel[2], jh = tap / p.kernel[2] % p.kernel[1], jd = tap / p.kernel[2] / p.kernel[1];
     return out + k * stride[0] + c * stride[1] + jd * stride[2] + jh * stride[3] + jw * stride[4];
@@ -57,7 +59,7 @@ struct GradientOut {
           }
           for (int j = 0; j < length; j++) {
             const int64_t at = tap_first + j;
-            *place(channel, c0 + c_first + at / taps, at % taps) = column[k][j];
+            put(place(channel, c0 + c_first + at / taps, at % taps), column[k][j]);
           }
         }
       }

@@ -166,15 +166,16 @@ struct GradWeightPlan {
   }
 };
 
-template <class T>
+template <class S>
 class GradWeightWalk {
+  typedef Wide<S> T;
   using Place = typename GradWeightPlan<T>::Place;
 
  public:
   GradWeightWalk(const GradWeightPlan<T>& plan, const ck_tensor* t, char* workspace)
       : plan_(plan),
-        gy_(static_cast<const T*>(t[0].data)),
-        x_(static_cast<const T*>(t[1].data)),
+        gy_(static_cast<const S*>(t[0].data)),
+        x_(static_cast<const S*>(t[1].data)),
         out_(*plan.conv, t[2]),
         gy_stride_(t[0].stride),
         x_stride_(t[1].stride),
@@ -226,7 +227,7 @@ class GradWeightWalk {
   void zero() {
     for (int64_t k = 0; k < plan_.conv->out_channels; k++)
       for (int64_t c = 0; c < plan_.in_channels; c++)
-        for (int64_t tap = 0; tap < plan_.taps; tap++) *out_.place(k, c, tap) = T(0);
+        for (int64_t tap = 0; tap < plan_.taps; tap++) put(out_.place(k, c, tap), T(0));
   }
 
  private:
@@ -282,7 +283,7 @@ class GradWeightWalk {
   // x of a strip: [image][depth tap][row][column][channel].
   void pack_x(const Place& s, int64_t c0, int64_t channels, T* to) const {
     const ck_conv& p = *plan_.conv;
-    PixelSource<T> from;
+    PixelSource<S> from;
     from.data = x_ + c0 * x_stride_[1];
     from.stride = x_stride_, from.size = p.in, from.channels = channels;
     from.first_column = s.first_col * p.stride[2] + plan_.window[2].low;
@@ -294,7 +295,7 @@ class GradWeightWalk {
           const int64_t id = s.depth * p.stride[0] + plan_.tap[0].offset + z * plan_.tap[0].advance;
           const int64_t ih = s.first_row * p.stride[1] + plan_.window[1].low + y * plan_.window[1].step;
           const bool inside = id >= 0 && id < p.in[0] && ih >= 0 && ih < p.in[1] && p.in[2] > 0;
-          const T* row = from.data + (s.first_image + n) * x_stride_[0] + id * x_stride_[2] + ih * x_stride_[3];
+          const S* row = from.data + (s.first_image + n) * x_stride_[0] + id * x_stride_[2] + ih * x_stride_[3];
           pack_pixels(to, plan_.pixel_pitch(channels), inside ? row : nullptr, from);
         }
   }
@@ -305,14 +306,14 @@ class GradWeightWalk {
     bool finite = true;
     for (int64_t block = blocks.begin; block < blocks.end; block++) {
       const int64_t k = block * plan_.block, wide = vectors(block) * plan_.lanes;
-      PixelSource<T> from;
+      PixelSource<S> from;
       from.data = gy_ + (k0 + k) * gy_stride_[1];
       from.stride = gy_stride_, from.size = p.out, from.channels = min_of(wide, plan_.out_channels - k);
       from.first_column = s.first_col, from.column_step = 1, from.columns = s.cols;
       for (int64_t n = 0; n < s.images; n++)
         for (int64_t y = 0; y < s.rows; y++, to += s.cols * wide) {
           if (from.channels < wide) memset(to, 0, size_t(s.cols * wide) * sizeof(T));
-          const T* row = from.data + (s.first_image + n) * gy_stride_[0] + s.depth * gy_stride_[2] +
+          const S* row = from.data + (s.first_image + n) * gy_stride_[0] + s.depth * gy_stride_[2] +
                          (s.first_row + y) * gy_stride_[3];
           finite &= pack_pixels(to, wide, row, from);
         }
@@ -381,23 +382,25 @@ class GradWeightWalk {
                   inside = inside && i >= 0 && i < p.in[a];
                   at += i * x_stride_[2 + a], from += o[a] * gy_stride_[2 + a];
                 }
-                if (inside) sum += gy_[from] * x_[at];
+                if (inside) sum += widen(gy_[from]) * widen(x_[at]);
               }
-        *out_.place(k, c, tap) = sum;
+        put(out_.place(k, c, tap), sum);
       }
   }
 
   const GradWeightPlan<T>& plan_;
-  const T *const gy_, *const x_;
-  const GradientOut<T> out_;
+  const S *const gy_, *const x_;
+  const GradientOut<S> out_;
   const int64_t *const gy_stride_, *const x_stride_;
   T* const sums_;
   char* const lanes_;
   int cancelled_ = 0;
 };
 
-template <class T>
+template <class S>
 struct conv_grad_weight_direct {
+  typedef Wide<S> T;
+
   static GradWeightPlan<T> plan_for(const void* params, int threads) {
     GradWeightPlan<T> plan;
     plan.init(*static_cast<const ck_conv*>(params), threads);
@@ -411,16 +414,16 @@ struct conv_grad_weight_direct {
   }
   static size_t workspace(const void* params, int threads) {
     const GradWeightPlan<T> plan = plan_for(params, threads);
-    return GradWeightWalk<T>::copies_bytes(plan) + size_t(threads) * GradWeightWalk<T>::lane_bytes(plan);
+    return GradWeightWalk<S>::copies_bytes(plan) + size_t(threads) * GradWeightWalk<S>::lane_bytes(plan);
   }
   static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
     const GradWeightPlan<T> plan = plan_for(params, exec->threads);
     if (plan.out_channels == 0 || plan.in_channels == 0) return CK_OK;
     if (exec->workspace_size <
-        GradWeightWalk<T>::copies_bytes(plan) + size_t(exec->threads) * GradWeightWalk<T>::lane_bytes(plan))
+        GradWeightWalk<S>::copies_bytes(plan) + size_t(exec->threads) * GradWeightWalk<S>::lane_bytes(plan))
       return CK_SMALL_WORKSPACE;
-    GradWeightWalk<T> walk(plan, t, static_cast<char*>(exec->workspace));
+    GradWeightWalk<S> walk(plan, t, static_cast<char*>(exec->workspace));
     if (plan.strips == 0) {
       walk.zero();
       return CK_OK;

@@ -1,4 +1,5 @@
-// Packing for the direct convolution: the input strip with its zero padding, and the weights.
+// Packing for the direct convolution: the input strip with its zero padding, and the weights. Arrays are of the storage
+// type S (storage.inl), what is packed of T = Wide<S>.
 
 // Where a strip's pixels lie: [channel][image][plane][row][column phase][column].
 struct StripShape {
@@ -8,18 +9,37 @@ struct StripShape {
 };
 
 // Rows are short (7 to 56 pixels in most layers): a vector loop beats the call of memcpy.
-template <class T>
-static inline void copy_short(T* to, const T* from, int64_t count) {
+template <class S>
+static inline void copy_short(Wide<S>* to, const S* from, int64_t count) {
+  typedef Wide<S> T;
   constexpr int L = kLanes<T>;
   int64_t i = 0;
   for (; i + L <= count; i += L) store(to + i, load(from + i));
   if (i < count) store_n(to + i, load_n(from + i, int(count - i)), int(count - i));
 }
 
+// Elements 0, 2, ... of the 2 * count - 1 from p on.
+template <class S>
+static inline Vec<S> load_every_second(const S* p, int count) {
+  constexpr int L = kLanes<S>;
+  const int low = min_of(L, 2 * count - 1), high = max_of(0, 2 * count - 1 - L);
+  return deinterleave<Wide<S>>(load_n(p, low), high ? load_n(p + L, high) : Vec<S>{}).first;
+}
+
+template <class S>
+static inline void copy_every_second(Wide<S>* to, const S* from, int64_t count) {
+  constexpr int64_t L = kLanes<S>;
+  for (int64_t i = 0; i < count; i += L) {
+    const int some = int(min_of(L, count - i));
+    store_n(to + i, load_every_second(from + 2 * i, some), some);
+  }
+}
+
 // One row of one channel: columns first, first + step, ... of the source, zeros outside it, split into phases.
-template <class T>
-static void pack_row(T* to, const StripShape& s, const T* from, int64_t stride, int64_t size, int64_t first,
+template <class S>
+static void pack_row(Wide<S>* to, const StripShape& s, const S* from, int64_t stride, int64_t size, int64_t first,
                      int64_t step) {
+  typedef Wide<S> T;
   for (int64_t phase = 0; phase < s.phases; phase++, to += s.columns) {
     const int64_t start = first + phase * step, advance = step * s.phases;
     const int64_t before = start >= 0 ? 0 : min_of(s.columns, ceil_div(-start, advance));
@@ -27,16 +47,16 @@ static void pack_row(T* to, const StripShape& s, const T* from, int64_t stride, 
     int64_t i = 0;
     for (; i < before; i++) to[i] = T(0);
     if (i < end) {
-      const T* p = from + (start + i * advance) * stride;
+      const S* p = from + (start + i * advance) * stride;
       const int64_t jump = advance * stride;
       if (jump == 1) {
         copy_short(to + i, p, end - i);
         i = end;
       } else if (jump == 2) {
-        for (int64_t j = 0; j < end - i; j++) to[i + j] = p[2 * j];
+        copy_every_second(to + i, p, end - i);
         i = end;
       } else {
-        for (; i < end; i++, p += jump) to[i] = *p;
+        for (; i < end; i++, p += jump) to[i] = widen(*p);
       }
     }
     for (; i < s.columns; i++) to[i] = T(0);
@@ -44,9 +64,10 @@ static void pack_row(T* to, const StripShape& s, const T* from, int64_t stride, 
 }
 
 // One row of all channels where channels are neighbours in memory: blocks of lanes x lanes are transposed in registers.
-template <class T>
-static void pack_row_channels(T* to, const StripShape& s, const T* from, int64_t stride, int64_t size, int64_t first,
-                              int64_t step, int64_t channels) {
+template <class S>
+static void pack_row_channels(Wide<S>* to, const StripShape& s, const S* from, int64_t stride, int64_t size,
+                              int64_t first, int64_t step, int64_t channels) {
+  typedef Wide<S> T;
   constexpr int L = kLanes<T>;
   for (int64_t phase = 0; phase < s.phases; phase++, to += s.columns) {
     const int64_t start = first + phase * step, advance = step * s.phases;
@@ -69,9 +90,9 @@ static void pack_row_channels(T* to, const StripShape& s, const T* from, int64_t
 }
 
 // A strip for one output depth and a range of rows and columns. `in` points at the group's first channel of image 0.
-template <class T>
+template <class S>
 struct StripSource {
-  const T* data;
+  const S* data;
   const int64_t* stride;  // batch, channel, depth, height, width
   int64_t size[CK_AXES];  // depth, height, width
   int64_t first_image, channels;
@@ -80,8 +101,8 @@ struct StripSource {
   int64_t first_column, column_step;
 };
 
-template <class T>
-static void pack_strip(T* strip, StripShape s, StripSource<T> in) {
+template <class S>
+static void pack_strip(Wide<S>* strip, StripShape s, StripSource<S> in) {
   const bool channels_inside = in.stride[1] == 1 && in.channels > 1 && in.stride[4] != 1;
   int64_t width = in.size[2], height = in.size[1];
   // Whole rows, one behind the other in memory and in the strip, are one row (1x1 kernels).
@@ -96,12 +117,12 @@ static void pack_strip(T* strip, StripShape s, StripSource<T> in) {
     for (int64_t n = 0; n < s.images; n++)
       for (int64_t z = 0; z < s.planes; z++) {
         const int64_t plane = in.first_plane + z * in.plane_step;
-        T* to = strip + c * s.channel_pitch + n * s.image_pitch + z * s.plane_pitch;
-        const T* image = in.data + (in.first_image + n) * in.stride[0] + c * in.stride[1];
+        Wide<S>* to = strip + c * s.channel_pitch + n * s.image_pitch + z * s.plane_pitch;
+        const S* image = in.data + (in.first_image + n) * in.stride[0] + c * in.stride[1];
         for (int64_t y = 0; y < s.rows; y++, to += s.row_pitch) {
           const int64_t row = in.first_row + y * in.row_step;
           const bool inside = plane >= 0 && plane < in.size[0] && row >= 0 && row < height;
-          const T* from = image + (inside ? plane * in.stride[2] + row * in.stride[3] : 0);
+          const S* from = image + (inside ? plane * in.stride[2] + row * in.stride[3] : 0);
           const int64_t size = inside ? width : 0;  // 0: a row of zeros
           if (channels_inside)
             pack_row_channels(to, s, from, in.stride[4], size, in.first_column, in.column_step, in.channels);
@@ -140,9 +161,9 @@ static int64_t class_offset(const ConvPlan<T>& plan, int64_t block, int64_t rho_
 }
 
 // Weights as they come: element (k, c, depth, height, width) of one group.
-template <class T>
+template <class S>
 struct WeightSource {
-  const T* data;
+  const S* data;
   int64_t k, c, axis[CK_AXES];  // strides
 };
 
@@ -176,8 +197,9 @@ static TapPlace place_of_tap(const ConvPlan<T>& plan, int64_t block, int64_t tap
 // For the input gradient a channel's weights of neighbouring blocks are neighbours too: several blocks at once read
 // whole pages instead of a few lines of each (9.4 MB of 3x3 weights: 3.3 -> 1.1 ms), and the next channel's are
 // prefetched.
-template <class T>
-static bool pack_blocks(const ConvPlan<T>& plan, Range blocks, const WeightSource<T>& from, T* out) {
+template <class S>
+static bool pack_blocks(const ConvPlan<Wide<S>>& plan, Range blocks, const WeightSource<S>& from, Wide<S>* out) {
+  typedef Wide<S> T;
   constexpr int L = kLanes<T>;
   constexpr int64_t kKnownTaps = 256;  // 16x16 kernels; larger ones pay the divisions for each element
   const ConvAxis &h = plan.axis[1], &w = plan.axis[2];
@@ -226,7 +248,7 @@ static bool pack_blocks(const ConvPlan<T>& plan, Range blocks, const WeightSourc
         for (int v = 0; v < vectors; v++) {
           const int64_t k0 = block * plan.block + v * L;
           const int count = int(max_of<int64_t>(0, min_of<int64_t>(L, plan.out_channels - k0)));
-          const T* const source = from.data + k0 * from.k + offset + i;
+          const S* const source = from.data + k0 * from.k + offset + i;
           Vec<T> column[L];
           if (from.k == 1) {
             __builtin_prefetch(source + 16 * from.c);  // a page each: the walk takes longest
@@ -240,7 +262,7 @@ static bool pack_blocks(const ConvPlan<T>& plan, Range blocks, const WeightSourc
             transpose<T>(column);
           } else {
             T lane[L] = {};
-            for (int j = 0; j < count; j++) lane[j] = source[j * from.k];
+            for (int j = 0; j < count; j++) lane[j] = widen(source[j * from.k]);
             column[0] = load(lane);
           }
           for (int j = 0; j < length; j++) {
@@ -257,9 +279,10 @@ static bool pack_blocks(const ConvPlan<T>& plan, Range blocks, const WeightSourc
 }
 
 // All weights, in parallel over groups and blocks.
-template <class T>
-static ck_status pack_weights(const ConvPlan<T>& plan, const WeightSource<T>& from, int64_t group_stride, void* to,
-                              const ck_exec* exec) {
+template <class S>
+static ck_status pack_weights(const ConvPlan<Wide<S>>& plan, const WeightSource<S>& from, int64_t group_stride,
+                              void* to, const ck_exec* exec) {
+  typedef Wide<S> T;
   const PackedWeights<T> packed(plan, to);
   PackedHeader* header = PackedWeights<T>::header(to);
   header->bad[0] = 0;
@@ -271,7 +294,7 @@ static ck_status pack_weights(const ConvPlan<T>& plan, const WeightSource<T>& fr
     const Range range = piece(tasks, chunks, chunk);
     for (int64_t i = range.begin; i < range.end; i++) {
       const int64_t group = i / teams;
-      WeightSource<T> source = from;
+      WeightSource<S> source = from;
       source.data += group * group_stride;
       const Range blocks = {i % teams * kTogether, min_of(plan.k_blocks, (i % teams + 1) * kTogether)};
       const bool narrow = plan.vectors(blocks.end - 1) == 1;  // the last block may be one vector wide

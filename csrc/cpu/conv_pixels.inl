@@ -1,17 +1,19 @@
-// Rows of a map -> [row][column][channel]: channels become neighbours, and the zero padding is stored.
+// Rows of a map of storage type S -> [row][column][channel] in Wide<S>: channels become neighbours, and the zero
+// padding is stored.
 
-template <class T>
+template <class S>
 struct PixelSource {
-  const T* data;                                         // the first channel wanted, image 0
+  const S* data;                                         // the first channel wanted, image 0
   const int64_t* stride;                                 // batch, channel, depth, height, width
   const int64_t* size;                                   // depth, height, width
   int64_t channels, first_column, column_step, columns;  // columns first, first + step, ...; they may lie outside
 };
 
 // `lanes` pixels, `jump` elements apart, of up to `lanes` channels: v[pixel] holds the channels.
-template <class T>
-static inline void load_pixels(Vec<T> (&v)[kLanes<T>], const T* p, int64_t jump, int64_t channel_stride, int pixels,
+template <class S>
+static inline void load_pixels(Vec<S> (&v)[kLanes<S>], const S* p, int64_t jump, int64_t channel_stride, int pixels,
                                int channels) {
+  typedef Wide<S> T;
   constexpr int L = kLanes<T>;
   if (channel_stride == 1) {  // channels are neighbours: no transposition
     for (int j = 0; j < pixels; j++) v[j] = load_n(p + j * jump, channels);
@@ -21,16 +23,12 @@ static inline void load_pixels(Vec<T> (&v)[kLanes<T>], const T* p, int64_t jump,
 #pragma GCC unroll 16
     for (int j = 0; j < L; j++) v[j] = j < channels ? load_n(p + j * channel_stride, pixels) : Vec<T>{};
   } else if (jump == 2) {
-    const int low = min_of(L, 2 * pixels - 1), high = max_of(0, 2 * pixels - 1 - L);
-    for (int j = 0; j < L; j++) {
-      const T* q = p + j * channel_stride;
-      v[j] = j < channels ? deinterleave<T>(load_n(q, low), high ? load_n(q + L, high) : Vec<T>{}).first : Vec<T>{};
-    }
+    for (int j = 0; j < L; j++) v[j] = j < channels ? load_every_second(p + j * channel_stride, pixels) : Vec<T>{};
   } else {
     for (int j = 0; j < L; j++) {
       T lane[L] = {};
       if (j < channels)
-        for (int l = 0; l < pixels; l++) lane[l] = p[j * channel_stride + l * jump];
+        for (int l = 0; l < pixels; l++) lane[l] = widen(p[j * channel_stride + l * jump]);
       v[j] = load(lane);
     }
   }
@@ -39,8 +37,9 @@ static inline void load_pixels(Vec<T> (&v)[kLanes<T>], const T* p, int64_t jump,
 
 // One row into `to`, `pitch` elements per pixel. `from` is null for a row of zeros. Returns false if a value is not
 // finite.
-template <class T>
-static bool pack_pixels(T* to, int64_t pitch, const T* from, const PixelSource<T>& s) {
+template <class S>
+static bool pack_pixels(Wide<S>* to, int64_t pitch, const S* from, const PixelSource<S>& s) {
+  typedef Wide<S> T;
   constexpr int L = kLanes<T>;
   const int64_t width = from ? s.size[2] : 0, first = s.first_column, step = s.column_step;
   const int64_t end = first >= width ? 0 : min_of(s.columns, ceil_div(width - first, step));
@@ -50,7 +49,7 @@ static bool pack_pixels(T* to, int64_t pitch, const T* from, const PixelSource<T
   Vec<T> bad{};
   for (int64_t i = before; i < end; i += L) {
     const int pixels = int(min_of<int64_t>(L, end - i));
-    const T* p = from + (first + i * step) * s.stride[4];
+    const S* p = from + (first + i * step) * s.stride[4];
     for (int64_t c = 0; c < s.channels; c += L) {
       const int count = int(min_of<int64_t>(L, s.channels - c));
       Vec<T> v[L];

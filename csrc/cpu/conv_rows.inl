@@ -74,15 +74,16 @@ static RowsTileFn<T> rows_tile_for(int channels, int vectors, Lanes<I...>) {
   return table[channels - 1](vectors);
 }
 
-template <class T>
-class ConvRows : ConvUnits<T> {
-  using typename ConvUnits<T>::Place;
-  using ConvUnits<T>::plan_;
-  using ConvUnits<T>::op_;
+template <class S>
+class ConvRows : ConvUnits<S> {
+  using typename ConvUnits<S>::T;
+  using typename ConvUnits<S>::Place;
+  using ConvUnits<S>::plan_;
+  using ConvUnits<S>::op_;
 
  public:
-  ConvRows(const ConvPlan<T>& plan, const ConvOperands<T>& operands, char* lanes)
-      : ConvUnits<T>(plan, operands), lanes_(lanes) {}
+  ConvRows(const ConvPlan<T>& plan, const ConvOperands<S>& operands, char* lanes)
+      : ConvUnits<S>(plan, operands), lanes_(lanes) {}
 
   static size_t lane_bytes(const ConvPlan<T>& plan) {
     const int64_t elements = strip_elements(plan) + sums_elements(plan) + row_elements(plan) + weight_elements(plan);
@@ -112,7 +113,7 @@ class ConvRows : ConvUnits<T> {
   T* sums_of(Lane* lane) const { return strip_of(lane) + strip_elements(plan_); }
   T* row_of(Lane* lane) const { return sums_of(lane) + sums_elements(plan_); }
   T* weights_of(Lane* lane) const { return row_of(lane) + row_elements(plan_); }
-  static int64_t tap_bytes(const ConvPlan<T>& plan) { return round_up(ConvUnits<T>::most_taps(plan) * 8, 64); }
+  static int64_t tap_bytes(const ConvPlan<T>& plan) { return round_up(ConvUnits<S>::most_taps(plan) * 8, 64); }
   // A tile may read up to its own width beyond the last row, of the strip and of sums.
   static int64_t strip_elements(const ConvPlan<T>& plan) { return plan.strip_elements + kRowsVectors * plan.lanes; }
   static int64_t panels(const ConvPlan<T>& plan) { return ceil_div(plan.out_channels, kTilePixels); }
@@ -151,8 +152,8 @@ class ConvRows : ConvUnits<T> {
   }
 
   // The unit's first output of a channel of its group.
-  T* output(const Place& p, int64_t k) const { return op_.out + first_output(p, k, op_.out_stride); }
-  const T* residual(const Place& p, int64_t k) const {
+  S* output(const Place& p, int64_t k) const { return op_.out + first_output(p, k, op_.out_stride); }
+  const S* residual(const Place& p, int64_t k) const {
     return op_.residual ? op_.residual + first_output(p, k, op_.residual_stride) : nullptr;
   }
   int64_t first_output(const Place& p, int64_t k, const int64_t* s) const {
@@ -163,8 +164,8 @@ class ConvRows : ConvUnits<T> {
   // All weights of one class of depths and rows: [panel][class of columns][chunk][tap][channel][output channel].
   // Returns whether all are finite.
   bool copy_weights(int64_t group, int64_t rho_d, int64_t rho_h, T* to) const {
-    const WeightSource<T>& from = op_.weight;
-    const T* base = from.data + group * op_.weight_group;
+    const WeightSource<S>& from = op_.weight;
+    const S* base = from.data + group * op_.weight_group;
     const ConvAxis& w = plan_.axis[2];
     const AxisTaps td = plan_.axis[0].taps(rho_d), th = plan_.axis[1].taps(rho_h);
     T bad = T(0);
@@ -176,11 +177,11 @@ class ConvRows : ConvUnits<T> {
         for (int64_t c0 = 0; c0 < plan_.in_channels; c0 += chunk)
           for (int64_t tap = 0; tap < taps; tap++) {
             const int64_t jd = tap / (th.count * tw.count), jh = tap / tw.count % th.count, jw = tap % tw.count;
-            const T* at = base + (td.first + jd * td.step) * from.axis[0] + (th.first + jh * th.step) * from.axis[1] +
+            const S* at = base + (td.first + jd * td.step) * from.axis[0] + (th.first + jh * th.step) * from.axis[1] +
                           (tw.first + jw * tw.step) * from.axis[2];
             for (int64_t c = c0; c < min_of(c0 + chunk, plan_.in_channels); c++)
               for (int64_t k = channels.begin; k < channels.end; k++) {
-                *to = at[c * from.c + k * from.k];
+                *to = widen(at[c * from.c + k * from.k]);
                 bad += *to++ * T(0);
               }
           }
@@ -217,12 +218,12 @@ class ConvRows : ConvUnits<T> {
     const int64_t taps = this->strip_taps(s, td, th, tw, taps_of(lane)), row_step = this->strip_row_step(s, th);
     const int64_t chunk = chunk_channels(plan_.in_channels, taps), size = channels.end - channels.begin;
     const int64_t *os = op_.out_stride, *rs = op_.residual_stride, step = plan_.axis[1].step_out;
-    T* const out = output(p, channels.begin);
-    const T* const residual_at = residual(p, channels.begin);
+    S* const out = output(p, channels.begin);
+    const S* const residual_at = residual(p, channels.begin);
     T bias[kTilePixels] = {};
     if (op_.bias)
       for (int64_t k = 0; k < size; k++)
-        bias[k] = op_.bias[(p.group * plan_.out_channels + channels.begin + k) * op_.bias_stride];
+        bias[k] = widen(op_.bias[(p.group * plan_.out_channels + channels.begin + k) * op_.bias_stride]);
     RowsTileArgs<T> t;
     t.tap = taps_of(lane), t.taps = taps, t.channel_pitch = s.channel_pitch;
     t.to.before_channel = p.images * p.rows * p.cols;
@@ -241,7 +242,6 @@ class ConvRows : ConvUnits<T> {
       const bool finished = at_once && c + chunk >= plan_.in_channels;
       t.channels = min_of(chunk, plan_.in_channels - c);
       t.weight = weight + c * taps * size;
-      t.to.bias = finished ? bias : nullptr;
       t.to.out_channel = finished ? os[1] : t.to.before_channel;
       for (int64_t n = 0; n < images; n++)
         for (int64_t row = 0; row < rows; row++)
@@ -250,8 +250,10 @@ class ConvRows : ConvUnits<T> {
             T* const place = sums + (n * p.rows + row) * p.cols + r.begin * L;
             t.x = strip_of(lane) + c * s.channel_pitch + n * s.image_pitch + row * row_step + r.begin * L;
             t.to.before = c > 0 ? place : nullptr;
-            t.to.out = finished ? out + n * os[0] + row * step * os[3] + r.begin * L : place;
-            t.to.residual = residual_at ? residual_at + n * rs[0] + row * step * rs[3] + r.begin * L : nullptr;
+            if (finished)
+              to_output(t.to, out + n * os[0] + row * step * os[3] + r.begin * L,
+                        residual_at ? residual_at + n * rs[0] + row * step * rs[3] + r.begin * L : nullptr, bias);
+            else to_sums(t.to, place);
             t.to.pixels = min_of(length, r.end * L) - r.begin * L;
             rows_tile_for<T>(int(size), int(r.end - r.begin), All{})(t);
           }
@@ -277,13 +279,13 @@ class ConvRows : ConvUnits<T> {
     memset(line, 0, size_t(row_elements(plan_)) * sizeof(T));
     for (int64_t k = 0; k < size; k++) {
       const int64_t channel = channels.begin + k;
-      const T bias = op_.bias ? op_.bias[(p.group * plan_.out_channels + channel) * op_.bias_stride] : T(0);
+      const T bias = op_.bias ? widen(op_.bias[(p.group * plan_.out_channels + channel) * op_.bias_stride]) : T(0);
       for (int64_t n = 0; n < p.images; n++)
         for (int64_t y = 0; y < p.rows; y++) {
           const T* sums = sums_of(lane) + ((k * p.images + n) * p.rows + y) * p.cols;
           const T* row = w.step_out == 1 && any ? sums : line;
           if (w.step_out > 1 && any) spread(p, sums, size * p.images * p.rows * p.cols, line);
-          const T* add = residual(p, channel);
+          const S* add = residual(p, channel);
           if (add) add += n * rs[0] + y * h.step_out * rs[3];
           write_row(row, bias, add, rs[4], output(p, channel) + n * os[0] + y * h.step_out * os[3], os[4], outs,
                     op_.relu);
@@ -314,8 +316,10 @@ class ConvRows : ConvUnits<T> {
   char* const lanes_;
 };
 
-template <class T, bool BACKWARD>
+template <class S, bool BACKWARD>
 struct ConvRowsRow {
+  typedef Wide<S> T;
+
   static const char* why_not(const void* params) {
     const ck_conv& p = *static_cast<const ck_conv*>(params);
     const int64_t channels = (BACKWARD ? p.in_channels : p.out_channels) / p.groups;
@@ -333,7 +337,7 @@ struct ConvRowsRow {
   static size_t workspace(const void* params, int threads) {
     ConvPlan<T> plan;
     plan.init_whole(*static_cast<const ck_conv*>(params), BACKWARD, threads, kRowsStrip);
-    return size_t(threads) * ConvRows<T>::lane_bytes(plan);
+    return size_t(threads) * ConvRows<S>::lane_bytes(plan);
   }
   static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
@@ -341,13 +345,13 @@ struct ConvRowsRow {
     ConvPlan<T> plan;
     plan.init_whole(p, BACKWARD, exec->threads, kRowsStrip);
     if (plan.units == 0 || plan.out_channels == 0) return CK_OK;
-    if (exec->workspace_size < size_t(exec->threads) * ConvRows<T>::lane_bytes(plan)) return CK_SMALL_WORKSPACE;
-    const ConvOperands<T> operands = conv_operands<T>(p, t, BACKWARD);
-    return ConvRows<T>(plan, operands, static_cast<char*>(exec->workspace)).run(exec);
+    if (exec->workspace_size < size_t(exec->threads) * ConvRows<S>::lane_bytes(plan)) return CK_SMALL_WORKSPACE;
+    const ConvOperands<S> operands = conv_operands<S>(p, t, BACKWARD);
+    return ConvRows<S>(plan, operands, static_cast<char*>(exec->workspace)).run(exec);
   }
 };
 
-template <class T>
-struct conv_rows : ConvRowsRow<T, false> {};
-template <class T>
-struct conv_grad_input_rows : ConvRowsRow<T, true> {};
+template <class S>
+struct conv_rows : ConvRowsRow<S, false> {};
+template <class S>
+struct conv_grad_input_rows : ConvRowsRow<S, true> {};

@@ -1,23 +1,24 @@
-// What the kernels that walk strips share: operands, units, packing a unit's strip, the tap-by-tap sum.
+// What the kernels that walk strips share: operands, units, packing a unit's strip, the tap-by-tap sum. Arrays are of
+// the storage type S (storage.inl); strips, weights and sums are of T = Wide<S>.
 
-template <class T>
+template <class S>
 struct ConvOperands {
-  const T* in;
-  WeightSource<T> weight;  // of group 0
+  const S* in;
+  WeightSource<S> weight;  // of group 0
   int64_t weight_group;    // elements between groups
-  const T* bias;
-  const T* residual;
-  T* out;
+  const S* bias;
+  const S* residual;
+  S* out;
   int64_t bias_stride;
   const int64_t *in_stride, *residual_stride, *out_stride;  // batch, channel, depth, height, width
   bool relu;
 };
 
 // The input gradient exchanges the roles of input and output channels.
-template <class T>
-static WeightSource<T> weight_source(const ck_tensor& weight, bool backward) {
-  WeightSource<T> s;
-  s.data = static_cast<const T*>(weight.data);
+template <class S>
+static WeightSource<S> weight_source(const ck_tensor& weight, bool backward) {
+  WeightSource<S> s;
+  s.data = static_cast<const S*>(weight.data);
   s.k = weight.stride[backward ? 1 : 0];
   s.c = weight.stride[backward ? 0 : 1];
   for (int a = 0; a < CK_AXES; a++) s.axis[a] = weight.stride[2 + a];
@@ -26,15 +27,15 @@ static WeightSource<T> weight_source(const ck_tensor& weight, bool backward) {
 static inline int64_t weight_group(const ck_conv& p, const ck_tensor& weight) {
   return p.out_channels / p.groups * weight.stride[0];
 }
-template <class T>
-static ConvOperands<T> conv_operands(const ck_conv& p, const ck_tensor* t, bool backward) {
-  ConvOperands<T> o;
-  o.in = static_cast<const T*>(t[0].data);
-  o.weight = weight_source<T>(t[1], backward);
+template <class S>
+static ConvOperands<S> conv_operands(const ck_conv& p, const ck_tensor* t, bool backward) {
+  ConvOperands<S> o;
+  o.in = static_cast<const S*>(t[0].data);
+  o.weight = weight_source<S>(t[1], backward);
   o.weight_group = weight_group(p, t[1]);
-  o.bias = static_cast<const T*>(t[2].data);
-  o.residual = static_cast<const T*>(t[3].data);
-  o.out = static_cast<T*>(t[4].data);
+  o.bias = static_cast<const S*>(t[2].data);
+  o.residual = static_cast<const S*>(t[3].data);
+  o.out = static_cast<S*>(t[4].data);
   o.bias_stride = t[2].stride[0];
   o.in_stride = t[0].stride, o.residual_stride = t[3].stride, o.out_stride = t[4].stride;
   o.relu = p.activation == CK_ACTIVATION_RELU;
@@ -43,10 +44,11 @@ static ConvOperands<T> conv_operands(const ck_conv& p, const ck_tensor* t, bool 
 
 // Sums of `pixels` neighbouring outputs -> output array, for one block of channels. Pixels lie `out_step` elements
 // apart.
-template <class T>
-static void write_back(const T* sums, int64_t block, int64_t pixels, int64_t channels, const T* bias,
-                       int64_t bias_stride, const T* residual, int64_t residual_pixel, int64_t residual_channel, T* out,
+template <class S>
+static void write_back(const Wide<S>* sums, int64_t block, int64_t pixels, int64_t channels, const S* bias,
+                       int64_t bias_stride, const S* residual, int64_t residual_pixel, int64_t residual_channel, S* out,
                        int64_t out_pixel, int64_t out_channel, bool activate) {
+  typedef Wide<S> T;
   constexpr int L = kLanes<T>;
   const bool rows = out_pixel == 1 && (!residual || residual_pixel == 1);
   const bool columns = out_channel == 1 && (!residual || residual_channel == 1);
@@ -55,7 +57,7 @@ static void write_back(const T* sums, int64_t block, int64_t pixels, int64_t cha
     Vec<T> b{};
     if (bias) {
       T lane[L] = {};
-      for (int j = 0; j < count; j++) lane[j] = bias[(k + j) * bias_stride];
+      for (int j = 0; j < count; j++) lane[j] = widen(bias[(k + j) * bias_stride]);
       b = load(lane);
     }
     if (rows) {
@@ -86,8 +88,8 @@ static void write_back(const T* sums, int64_t block, int64_t pixels, int64_t cha
         store(lane, load(sums + i * block + k) + b);
         for (int j = 0; j < count; j++) {
           T y = lane[j];
-          if (residual) y += residual[i * residual_pixel + (k + j) * residual_channel];
-          out[i * out_pixel + (k + j) * out_channel] = activate ? relu<T>(y) : y;
+          if (residual) y += widen(residual[i * residual_pixel + (k + j) * residual_channel]);
+          put(out + i * out_pixel + (k + j) * out_channel, activate ? relu<T>(y) : y);
         }
       }
     }
@@ -95,15 +97,16 @@ static void write_back(const T* sums, int64_t block, int64_t pixels, int64_t cha
 }
 
 // Sums of neighbouring outputs of one channel -> output array: bias, residual, activation.
-template <class T>
-static void write_row(const T* sums, T bias, const T* residual, int64_t residual_step, T* out, int64_t step,
+template <class S>
+static void write_row(const Wide<S>* sums, Wide<S> bias, const S* residual, int64_t residual_step, S* out, int64_t step,
                       int64_t count, bool activate) {
+  typedef Wide<S> T;
   constexpr int L = kLanes<T>;
   if (step != 1 || (residual && residual_step != 1)) {
     for (int64_t i = 0; i < count; i++) {
       T v = sums[i] + bias;
-      if (residual) v += residual[i * residual_step];
-      out[i * step] = activate ? relu<T>(v) : v;
+      if (residual) v += widen(residual[i * residual_step]);
+      put(out + i * step, activate ? relu<T>(v) : v);
     }
     return;
   }
@@ -116,10 +119,12 @@ static void write_row(const T* sums, T bias, const T* residual, int64_t residual
   }
 }
 
-template <class T>
+template <class S>
 class ConvUnits {
  public:
-  ConvUnits(const ConvPlan<T>& plan, const ConvOperands<T>& operands) : plan_(plan), op_(operands) {}
+  typedef Wide<S> T;
+
+  ConvUnits(const ConvPlan<T>& plan, const ConvOperands<S>& operands) : plan_(plan), op_(operands) {}
 
  protected:
   // Where a unit lies. Columns run over q of all column phases alike: outputs first_col * step_out and on.
@@ -155,7 +160,7 @@ class ConvUnits {
   }
 
   void pack(const Place& p, const AxisTaps& td, const AxisTaps& th, StripShape& s, T* strip) const {
-    StripSource<T> in = source_of<T>(p, td, th, s);
+    StripSource<S> in = this->template source_of<S>(p, td, th, s);
     in.data = op_.in + p.group * plan_.in_channels * op_.in_stride[1];
     pack_strip(strip, s, in);
   }
@@ -222,7 +227,7 @@ class ConvUnits {
              int64_t n, int64_t y, int64_t x) const {
     const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1], &w = plan_.axis[2];
     const int64_t taps = td.count * th.count * tw.count, chunk = chunk_channels(plan_.in_channels, taps);
-    const T* in = op_.in + p.group * plan_.in_channels * op_.in_stride[1] + (p.first_image + n) * op_.in_stride[0];
+    const S* in = op_.in + p.group * plan_.in_channels * op_.in_stride[1] + (p.first_image + n) * op_.in_stride[0];
     T total = T(0);
     for (int64_t c = 0; c < plan_.in_channels; c += chunk) {
       const int64_t size = min_of(chunk, plan_.in_channels - c);
@@ -233,9 +238,10 @@ class ConvUnits {
         const int64_t ih = (p.first_row + y) * h.step_in + th.offset + jh * th.advance;
         const int64_t iw = (p.first_col + x) * w.step_in + tw.offset + jw * tw.advance;
         if (id < 0 || id >= d.in || ih < 0 || ih >= h.in || iw < 0 || iw >= w.in) continue;
-        const T* pixel = in + id * op_.in_stride[2] + ih * op_.in_stride[3] + iw * op_.in_stride[4];
+        const S* pixel = in + id * op_.in_stride[2] + ih * op_.in_stride[3] + iw * op_.in_stride[4];
         const T* row = weight + (c * taps + tap * size) * wide;
-        for (int64_t j = 0; j < size; j++) sum = multiply_add(pixel[(c + j) * op_.in_stride[1]], row[j * wide], sum);
+        for (int64_t j = 0; j < size; j++)
+          sum = multiply_add(widen(pixel[(c + j) * op_.in_stride[1]]), row[j * wide], sum);
       }
       total = c == 0 ? sum : total + sum;
     }
@@ -258,7 +264,7 @@ class ConvUnits {
       for (int64_t y = 0; y < rows; y++) {
         const int64_t image = p.first_image + n, row = p.row_phase + (p.first_row + y) * h.step_out;
         const int64_t column = p.first_col * w.step_out;
-        const T* residual =
+        const S* residual =
             op_.residual ? op_.residual + image * rs[0] + k * rs[1] + p.depth * rs[2] + row * rs[3] + column * rs[4]
                          : nullptr;
         write_back(sums + (n * p.rows + y) * outs * plan_.block, plan_.block, pixels, channels,
@@ -269,5 +275,5 @@ class ConvUnits {
   }
 
   const ConvPlan<T>& plan_;
-  const ConvOperands<T>& op_;
+  const ConvOperands<S>& op_;
 };

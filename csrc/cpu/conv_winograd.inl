@@ -18,18 +18,19 @@
 // Special values: an infinity, a NaN or an overflow in a tile reaches all its outputs as NaN. Every output is watched
 // (watch += y * 0), and an image with such an output is computed again by the direct convolution.
 
-template <class T, class F>
-class WinogradWalk : ConvUnits<T> {
-  using typename ConvUnits<T>::Place;
-  using ConvUnits<T>::op_;
+template <class S, class F>
+class WinogradWalk : ConvUnits<S> {
+  using typename ConvUnits<S>::T;
+  using typename ConvUnits<S>::Place;
+  using ConvUnits<S>::op_;
   typedef WinogradPlan<T, F> Plan;
   static constexpr int L = kLanes<T>;
   static constexpr int N = F::size, M = F::outputs, R = F::taps;
 
  public:
   // `packed`: transformed weights, or weights as the direct convolution packs them where V is shared; null there: none.
-  WinogradWalk(const Plan& plan, const ConvOperands<T>& operands, void* packed, char* workspace)
-      : ConvUnits<T>(plan, operands),
+  WinogradWalk(const Plan& plan, const ConvOperands<S>& operands, void* packed, char* workspace)
+      : ConvUnits<S>(plan, operands),
         plan_(plan),
         packed_(packed),
         bad_(workspace),
@@ -65,7 +66,7 @@ class WinogradWalk : ConvUnits<T> {
   }
 
   // U of every block, in parallel.
-  static ck_status transform_all(const Plan& plan, const ConvOperands<T>& operands, T* u, const ck_exec* exec) {
+  static ck_status transform_all(const Plan& plan, const ConvOperands<S>& operands, T* u, const ck_exec* exec) {
     WinogradWalk walk(plan, operands, nullptr, nullptr);
     const int64_t blocks = plan.groups * plan.k_blocks;
     const int64_t chunks = chunks_for(blocks, double(plan.u_elements) * 4, exec->threads);
@@ -176,7 +177,7 @@ class WinogradWalk : ConvUnits<T> {
     Window height, width;
     height.init(plan_.axis[1].taps(0), 1), width.init(plan_.axis[2].taps(0), 1);
     const int64_t size[CK_AXES] = {plan_.axis[0].in, plan_.axis[1].in, plan_.axis[2].in};
-    PixelSource<T> from;
+    PixelSource<S> from;
     from.data = op_.in + (p.group * plan_.in_channels + c) * op_.in_stride[1];
     from.stride = op_.in_stride, from.size = size, from.channels = min_of<int64_t>(L, plan_.in_channels - c);
     from.first_column = p.first_col + width.low, from.column_step = 1, from.columns = columns;
@@ -200,7 +201,7 @@ class WinogradWalk : ConvUnits<T> {
     constexpr int64_t some = 16;  // channels: 18 KB of 3x3 weights
     T raw[some * R * R * Plan::block];
     ConvPlan<T> part = plan_;
-    WeightSource<T> source = op_.weight;
+    WeightSource<S> source = op_.weight;
     source.data += group * op_.weight_group + c * source.c;
     for (int64_t i = 0; i < channels; i += some, source.data += some * source.c) {
       part.in_channels = min_of(some, channels - i);
@@ -317,10 +318,11 @@ class WinogradWalk : ConvUnits<T> {
   char* const lanes_;
 };
 
-template <class T, class F, bool BACKWARD>
+template <class S, class F, bool BACKWARD>
 struct ConvWinograd {
+  typedef Wide<S> T;
   typedef WinogradPlan<T, F> Plan;
-  typedef WinogradWalk<T, F> Walk;
+  typedef WinogradWalk<S, F> Walk;
 
   static Plan plan_for(const void* params, int threads) {
     Plan plan;
@@ -352,9 +354,9 @@ struct ConvWinograd {
   static ck_status pack(const void* params, const ck_tensor* weight, void* packed, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
     const Plan plan = plan_for(params, 1);
-    if (plan.shared) return ConvDirect<T, BACKWARD>::pack(params, weight, packed, exec);
-    ConvOperands<T> operands{};
-    operands.weight = weight_source<T>(*weight, BACKWARD);
+    if (plan.shared) return ConvDirect<S, BACKWARD>::pack(params, weight, packed, exec);
+    ConvOperands<S> operands{};
+    operands.weight = weight_source<S>(*weight, BACKWARD);
     operands.weight_group = weight_group(*static_cast<const ck_conv*>(params), *weight);
     return Walk::transform_all(plan, operands, static_cast<T*>(packed), exec);
   }
@@ -371,7 +373,7 @@ struct ConvWinograd {
     const Plan plan = plan_for(params, exec->threads);
     if (plan.units == 0 || plan.k_blocks == 0) return CK_OK;
     if (exec->workspace_size < workspace(params, exec->threads)) return CK_SMALL_WORKSPACE;
-    const ConvOperands<T> operands = conv_operands<T>(*static_cast<const ck_conv*>(params), t, BACKWARD);
+    const ConvOperands<S> operands = conv_operands<S>(*static_cast<const ck_conv*>(params), t, BACKWARD);
     char* at = static_cast<char*>(exec->workspace);
     void* packed = const_cast<void*>(exec->packed);
     if (!packed && !plan.shared) {
@@ -386,7 +388,7 @@ struct ConvWinograd {
   }
 
  private:
-  typedef ConvDirect<T, BACKWARD> Direct;
+  typedef ConvDirect<S, BACKWARD> Direct;
 
   static ck_conv one_image(const void* params) {
     ck_conv p = *static_cast<const ck_conv*>(params);
@@ -407,7 +409,7 @@ struct ConvWinograd {
       for (int i = 0; i < 5; i++) {
         tensors[i] = t[i];
         const bool map = i == 0 || i > 2;  // input, residual, output
-        if (map && t[i].data) tensors[i].data = static_cast<T*>(t[i].data) + n * t[i].stride[0];
+        if (map && t[i].data) tensors[i].data = static_cast<S*>(t[i].data) + n * t[i].stride[0];
       }
       const ck_status status = Direct::run(&image, tensors, &own);
       if (status != CK_OK) return status;
@@ -437,15 +439,15 @@ struct WinogradBySize {
   }
 };
 
-template <class T, bool BACKWARD>
+template <class S, bool BACKWARD>
 using ConvWinogradSix =
-    WinogradBySize<ConvWinograd<T, WinogradF43<T>, BACKWARD>, ConvWinograd<T, WinogradF25<T>, BACKWARD>>;
+    WinogradBySize<ConvWinograd<S, WinogradF43<Wide<S>>, BACKWARD>, ConvWinograd<S, WinogradF25<Wide<S>>, BACKWARD>>;
 
-template <class T>
-struct conv_winograd : ConvWinogradSix<T, false> {};
-template <class T>
-struct conv_grad_input_winograd : ConvWinogradSix<T, true> {};
-template <class T>
-struct conv_winograd_f2 : ConvWinograd<T, WinogradF23<T>, false> {};
-template <class T>
-struct conv_grad_input_winograd_f2 : ConvWinograd<T, WinogradF23<T>, true> {};
+template <class S>
+struct conv_winograd : ConvWinogradSix<S, false> {};
+template <class S>
+struct conv_grad_input_winograd : ConvWinogradSix<S, true> {};
+template <class S>
+struct conv_winograd_f2 : ConvWinograd<S, WinogradF23<Wide<S>>, false> {};
+template <class S>
+struct conv_grad_input_winograd_f2 : ConvWinograd<S, WinogradF23<Wide<S>>, true> {};

@@ -123,19 +123,20 @@ static void winograd_grad_tile(const WinogradGradArgs<T>& t) {
     for (int v = 0; v < NV; v++) store(t.sums + (i * NV + v) * L, acc[i][v]);
 }
 
-template <class T, class F>
-class WinogradGradWalk : ConvUnits<T> {
-  using typename ConvUnits<T>::Place;
-  using ConvUnits<T>::op_;
+template <class S, class F>
+class WinogradGradWalk : ConvUnits<S> {
+  using typename ConvUnits<S>::T;
+  using typename ConvUnits<S>::Place;
+  using ConvUnits<S>::op_;
   typedef WinogradGradPlan<T, F> Plan;
   static constexpr int L = kLanes<T>;
   static constexpr int N = F::size, M = F::outputs, R = F::taps;
 
  public:
   // `operands`: x as input; gy apart.
-  WinogradGradWalk(const Plan& plan, const ConvOperands<T>& operands, const ck_tensor& gy, const GradientOut<T>& out,
+  WinogradGradWalk(const Plan& plan, const ConvOperands<S>& operands, const ck_tensor& gy, const GradientOut<S>& out,
                    char* workspace)
-      : ConvUnits<T>(plan, operands), plan_(plan), gy_(gy), out_(out) {
+      : ConvUnits<S>(plan, operands), plan_(plan), gy_(gy), out_(out) {
     sums_ = reinterpret_cast<T*>(workspace);
     shared_ = sums_ + round_up(plan.sums_elements, 16);
     lanes_ = reinterpret_cast<char*>(plan.copies > 1 ? shared_ : shared_ + transformed(plan));
@@ -262,9 +263,9 @@ class WinogradGradWalk : ConvUnits<T> {
     const int64_t channels = input ? plan_.in_channels : plan_.out_channels;
     const int64_t size[CK_AXES] = {plan_.axis[0].in, input ? plan_.axis[1].in : plan_.axis[1].out,
                                    input ? plan_.axis[2].in : plan_.axis[2].out};
-    PixelSource<T> from;
+    PixelSource<S> from;
     from.stride = input ? op_.in_stride : gy_.stride;
-    from.data = (input ? op_.in : static_cast<const T*>(gy_.data)) + (p.group * channels + vector * L) * from.stride[1];
+    from.data = (input ? op_.in : static_cast<const S*>(gy_.data)) + (p.group * channels + vector * L) * from.stride[1];
     from.size = size, from.channels = min_of<int64_t>(L, channels - vector * L);
     Window height, width;
     height.init(plan_.axis[1].taps(0), 1), width.init(plan_.axis[2].taps(0), 1);
@@ -353,16 +354,16 @@ class WinogradGradWalk : ConvUnits<T> {
 
   const Plan& plan_;
   const ck_tensor& gy_;
-  const GradientOut<T>& out_;
+  const GradientOut<S>& out_;
   T *sums_, *shared_;  // packed gradients; V and E of all threads
   char* lanes_;
   int bad_ = 0, cancelled_ = 0;
 };
 
-template <class T, class F>
+template <class S, class F>
 struct GradWeightWinograd {
-  typedef WinogradGradPlan<T, F> Plan;
-  typedef WinogradGradWalk<T, F> Walk;
+  typedef WinogradGradPlan<Wide<S>, F> Plan;
+  typedef WinogradGradWalk<S, F> Walk;
 
   static Plan plan_for(const void* params) {
     Plan plan;
@@ -370,16 +371,16 @@ struct GradWeightWinograd {
     return plan;
   }
   static const char* why_not(const void* params) {
-    if (!ConvWinograd<T, F, false>::fits(*static_cast<const ck_conv*>(params)))
+    if (!ConvWinograd<S, F, false>::fits(*static_cast<const ck_conv*>(params)))
       return "needs a 3x3 or 5x5 kernel with stride 1 and dilation 1";
     const ck_conv& p = *static_cast<const ck_conv*>(params);
     if (p.batch * p.out[0] * p.out[1] * p.out[2] < (F::taps == 3 ? kGradOutputs3 : kGradOutputs5))
       return F::taps == 3 ? "needs at least 100 outputs per channel for its error"
                           : "needs at least 512 outputs per channel for its error";
-    return conv_grad_weight_direct<T>::why_not(params);
+    return conv_grad_weight_direct<S>::why_not(params);
   }
   static size_t workspace(const void* params, int threads) {
-    return max_of(Walk::workspace(plan_for(params), threads), conv_grad_weight_direct<T>::workspace(params, threads));
+    return max_of(Walk::workspace(plan_for(params), threads), conv_grad_weight_direct<S>::workspace(params, threads));
   }
   static ck_status run(const void* params, const ck_tensor* t, ck_exec* exec) {
     if (!valid<ck_conv>(params)) return CK_BAD_STRUCT;
@@ -387,18 +388,18 @@ struct GradWeightWinograd {
     const Plan plan = plan_for(params);
     if (exec->workspace_size < workspace(params, exec->threads)) return CK_SMALL_WORKSPACE;
     if (plan.units == 0 || plan.in_channels == 0 || plan.out_channels == 0)
-      return conv_grad_weight_direct<T>::run(params, t, exec);
-    ConvOperands<T> operands{};
-    operands.in = static_cast<const T*>(t[1].data);
+      return conv_grad_weight_direct<S>::run(params, t, exec);
+    ConvOperands<S> operands{};
+    operands.in = static_cast<const S*>(t[1].data);
     operands.in_stride = t[1].stride;
-    const GradientOut<T> out(p, t[2]);
+    const GradientOut<S> out(p, t[2]);
     Walk walk(plan, operands, t[0], out, static_cast<char*>(exec->workspace));
     bool finite = true;
     const ck_status status = walk.run(exec, &finite);
-    return status != CK_OK || finite ? status : conv_grad_weight_direct<T>::run(params, t, exec);
+    return status != CK_OK || finite ? status : conv_grad_weight_direct<S>::run(params, t, exec);
   }
 };
 
-template <class T>
+template <class S>
 struct conv_grad_weight_winograd
-    : WinogradBySize<GradWeightWinograd<T, WinogradF43<T>>, GradWeightWinograd<T, WinogradF25<T>>> {};
+    : WinogradBySize<GradWeightWinograd<S, WinogradF43<Wide<S>>>, GradWeightWinograd<S, WinogradF25<Wide<S>>>> {};

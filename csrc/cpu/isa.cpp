@@ -2,6 +2,9 @@
 #include "isa.h"
 
 #include <unistd.h>
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
 
 namespace {
 
@@ -11,19 +14,24 @@ struct Entry {
 };
 
 #if defined(__x86_64__) || defined(__i386__)
+// Older compilers do not know the name "f16c".
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
 // __builtin_cpu_supports also asks whether the operating system saves the wider registers.
 const char* avx512_missing() {
   const bool ok = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return ok ? nullptr : "this CPU lacks avx512 (f, bw, vl, dq)";
+                  __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && has_f16c();
+  return ok ? nullptr : "this CPU lacks avx512 (f, bw, vl, dq) with f16c";
 }
 const char* avx512vnni_missing() {
   if (avx512_missing()) return avx512_missing();
   return __builtin_cpu_supports("avx512vnni") ? nullptr : "this CPU lacks avx512vnni";
 }
 const char* avx2_missing() {
-  const bool ok = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  return ok ? nullptr : "this CPU lacks avx2 with fma";
+  const bool ok = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+  return ok ? nullptr : "this CPU lacks avx2 with fma and f16c";
 }
 #endif
 const char* none_missing() { return nullptr; }

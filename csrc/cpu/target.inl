@@ -22,6 +22,7 @@
 namespace {
 
 #include "vec.h"
+#include "storage.inl"
 #include "common.inl"
 #include "nest.inl"
 #include "vec_math.inl"
@@ -76,8 +77,7 @@ namespace {
 #include "unpool.inl"
 #endif
 
-// One row for float and one for double.
-template <class T>
+template <class S>
 struct DTypeName;
 template <>
 struct DTypeName<float> {
@@ -86,6 +86,14 @@ struct DTypeName<float> {
 template <>
 struct DTypeName<double> {
   static constexpr const char* value = "f64";
+};
+template <>
+struct DTypeName<f16> {
+  static constexpr const char* value = "f16";
+};
+template <>
+struct DTypeName<bf16> {
+  static constexpr const char* value = "bf16";
 };
 
 #define CK_ROW(op, algorithm, family, operands, precision, T, packed_size, pack) \
@@ -113,6 +121,12 @@ struct DTypeName<double> {
   CK_ROW(op, algorithm, family, operands, precision, float, nullptr, nullptr)
 #define CK_KERNEL_F32_PACKED(op, algorithm, family, operands, precision) \
   CK_PACKED_ROW(op, algorithm, family, operands, precision, float)
+#define CK_KERNEL_HALF(op, algorithm, family, operands, precision)          \
+  CK_ROW(op, algorithm, family, operands, precision, f16, nullptr, nullptr) \
+  CK_ROW(op, algorithm, family, operands, precision, bf16, nullptr, nullptr)
+#define CK_KERNEL_HALF_PACKED(op, algorithm, family, operands, precision) \
+  CK_PACKED_ROW(op, algorithm, family, operands, precision, f16)          \
+  CK_PACKED_ROW(op, algorithm, family, operands, precision, bf16)
 
 // The algorithm `direct` of bytes.
 template <>

@@ -26,11 +26,17 @@ static inline Vec<double> load_wide(const float* p) {
   typedef float Half __attribute__((vector_size(kVectorBytes / 2), aligned(4), may_alias));
   return __builtin_convertvector(*reinterpret_cast<const Half*>(p), Vec<double>);
 }
-template <class T>
-static inline Vec<double> load_wide_at(const T* p, int64_t step, int n) {
+template <class S>
+static inline Vec<double> load_wide(const S* p) {  // of a storage type
+  float lane[kLanes<float>];
+  store(lane, load_n(p, kWideLanes));
+  return load_wide(lane);
+}
+template <class S>
+static inline Vec<double> load_wide_at(const S* p, int64_t step, int n) {
   if (step == 1 && n == kWideLanes) return load_wide(p);
-  T lane[kWideLanes] = {};
-  for (int i = 0; i < n; i++) lane[i] = p[i * step];
+  Wide<S> lane[kWideLanes] = {};
+  for (int i = 0; i < n; i++) lane[i] = widen(p[i * step]);
   return load_wide(lane);
 }
 

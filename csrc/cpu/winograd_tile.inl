@@ -2,12 +2,12 @@
 // tile of the products.
 
 // Some rows of one vector of channels, zeros outside the map: [row][column][lane].
-template <class T>
-static void pack_patch(T* pixels, const PixelSource<T>& from, int64_t image, int64_t plane, int64_t first_row,
+template <class S>
+static void pack_patch(Wide<S>* pixels, const PixelSource<S>& from, int64_t image, int64_t plane, int64_t first_row,
                        int64_t rows) {
-  constexpr int64_t L = kLanes<T>;
-  if (from.channels < L) memset(pixels, 0, size_t(rows * from.columns * L) * sizeof(T));
-  const T* data = from.data + image * from.stride[0] + plane * from.stride[2];
+  constexpr int64_t L = kLanes<S>;
+  if (from.channels < L) memset(pixels, 0, size_t(rows * from.columns * L) * sizeof(Wide<S>));
+  const S* data = from.data + image * from.stride[0] + plane * from.stride[2];
   for (int64_t y = 0; y < rows; y++) {
     const int64_t row = first_row + y;
     const bool inside = row >= 0 && row < from.size[1] && from.size[2] > 0;
