@@ -160,7 +160,7 @@ struct ConvPlan {
     return max_of<int64_t>(1, min_of<int64_t>(most, min_of<int64_t>(4, ceil_div(k_blocks, k_parts))));
   }
 
- private:
+ protected:
   void cut(int threads, int64_t strip_pixels, int64_t most_parts) {
     const ConvAxis &d = axis[0], &h = axis[1], &w = axis[2];
     columns.init(w.taps(0), w.step_in);

@@ -42,12 +42,12 @@ static ConvOperands<S> conv_operands(const ck_conv& p, const ck_tensor* t, bool 
   return o;
 }
 
-// Sums of `pixels` neighbouring outputs -> output array, for one block of channels. Pixels lie `out_step` elements
-// apart.
-template <class S>
-static void write_back(const Wide<S>* sums, int64_t block, int64_t pixels, int64_t channels, const S* bias,
-                       int64_t bias_stride, const S* residual, int64_t residual_pixel, int64_t residual_channel, S* out,
-                       int64_t out_pixel, int64_t out_channel, bool activate) {
+// Sums of `pixels` neighbouring outputs -> output array, for one block of channels. sums(i, k) gives those of pixel i,
+// channels k and on.
+template <class S, class Sums>
+static void write_back(Sums sums, int64_t pixels, int64_t channels, const S* bias, int64_t bias_stride,
+                       const S* residual, int64_t residual_pixel, int64_t residual_channel, S* out, int64_t out_pixel,
+                       int64_t out_channel, bool activate) {
   typedef Wide<S> T;
   constexpr int L = kLanes<T>;
   const bool rows = out_pixel == 1 && (!residual || residual_pixel == 1);
@@ -65,7 +65,7 @@ static void write_back(const Wide<S>* sums, int64_t block, int64_t pixels, int64
         const int length = int(min_of<int64_t>(L, pixels - i));
         Vec<T> v[L];
 #pragma GCC unroll 16
-        for (int j = 0; j < L; j++) v[j] = j < length ? load(sums + (i + j) * block + k) + b : Vec<T>{};
+        for (int j = 0; j < L; j++) v[j] = j < length ? sums(i + j, k) + b : Vec<T>{};
         transpose<T>(v);
         for (int j = 0; j < count; j++) {
           Vec<T> y = v[j];
@@ -77,7 +77,7 @@ static void write_back(const Wide<S>* sums, int64_t block, int64_t pixels, int64
       }
     } else if (columns) {
       for (int64_t i = 0; i < pixels; i++) {
-        Vec<T> y = load(sums + i * block + k) + b;
+        Vec<T> y = sums(i, k) + b;
         if (residual) y += load_n(residual + i * residual_pixel + k, count);
         if (activate) y = relu<T>(y);
         store_n(out + i * out_pixel + k, y, count);
@@ -85,7 +85,7 @@ static void write_back(const Wide<S>* sums, int64_t block, int64_t pixels, int64
     } else {
       for (int64_t i = 0; i < pixels; i++) {
         T lane[L];
-        store(lane, load(sums + i * block + k) + b);
+        store(lane, sums(i, k) + b);
         for (int j = 0; j < count; j++) {
           T y = lane[j];
           if (residual) y += widen(residual[i * residual_pixel + (k + j) * residual_channel]);
@@ -94,6 +94,14 @@ static void write_back(const Wide<S>* sums, int64_t block, int64_t pixels, int64
       }
     }
   }
+}
+// The same where pixels of sums lie `block` elements apart.
+template <class S>
+static void write_back(const Wide<S>* sums, int64_t block, int64_t pixels, int64_t channels, const S* bias,
+                       int64_t bias_stride, const S* residual, int64_t residual_pixel, int64_t residual_channel, S* out,
+                       int64_t out_pixel, int64_t out_channel, bool activate) {
+  write_back([=](int64_t i, int64_t k) { return load(sums + i * block + k); }, pixels, channels, bias, bias_stride,
+             residual, residual_pixel, residual_channel, out, out_pixel, out_channel, activate);
 }
 
 // Sums of neighbouring outputs of one channel -> output array: bias, residual, activation.
@@ -250,6 +258,12 @@ class ConvUnits {
 
   // The sums of a block of output channels, [image][row][output column][block]: add bias and residual, activate, store.
   void write_block(const Place& p, int64_t block, const T* sums) const {
+    constexpr int64_t step = ConvPlan<T>::block;
+    write_block(p, block, this->out_columns(p), [=](int64_t i, int64_t k) { return load(sums + i * step + k); });
+  }
+  // The same for sums(i, k) of output i, counted with `row_sums` outputs to a row, channels k and on.
+  template <class Sums>
+  void write_block(const Place& p, int64_t block, int64_t row_sums, const Sums& sums) const {
     const ConvAxis &h = plan_.axis[1], &w = plan_.axis[2];
     const int64_t outs = this->out_columns(p);
     const int64_t k0 = block * plan_.block, channels = min_of(plan_.block, plan_.out_channels - k0);
@@ -257,8 +271,8 @@ class ConvUnits {
     const int64_t* os = op_.out_stride;
     const int64_t* rs = op_.residual_stride;
     // Whole rows that lie one behind the other in memory are written as one.
-    const bool whole =
-        outs == w.out && h.step_out == 1 && os[3] == outs * os[4] && (!op_.residual || rs[3] == outs * rs[4]);
+    const bool whole = outs == w.out && outs == row_sums && h.step_out == 1 && os[3] == outs * os[4] &&
+                       (!op_.residual || rs[3] == outs * rs[4]);
     const int64_t rows = whole ? 1 : p.rows, pixels = whole ? p.rows * outs : outs;
     for (int64_t n = 0; n < p.images; n++)
       for (int64_t y = 0; y < rows; y++) {
@@ -267,7 +281,8 @@ class ConvUnits {
         const S* residual =
             op_.residual ? op_.residual + image * rs[0] + k * rs[1] + p.depth * rs[2] + row * rs[3] + column * rs[4]
                          : nullptr;
-        write_back(sums + (n * p.rows + y) * outs * plan_.block, plan_.block, pixels, channels,
+        const int64_t first = (n * p.rows + y) * row_sums;
+        write_back([=](int64_t i, int64_t j) { return sums(first + i, j); }, pixels, channels,
                    op_.bias ? op_.bias + k * op_.bias_stride : nullptr, op_.bias_stride, residual, rs[4], rs[1],
                    op_.out + image * os[0] + k * os[1] + p.depth * os[2] + row * os[3] + column * os[4], os[4], os[1],
                    op_.relu);

@@ -167,6 +167,7 @@ inline void store_n(bf16* p, Vec<bf16> v, int n) {
 // Single values.
 static inline float widen(float x) { return x; }
 static inline double widen(double x) { return x; }
+static inline int32_t widen(int32_t x) { return x; }
 static inline float widen(f16 x) {
 #if defined(__F16C__)
   return _cvtsh_ss(x.bits);
@@ -182,6 +183,7 @@ static inline float widen(bf16 x) {
 }
 static inline void put(float* p, float x) { *p = x; }
 static inline void put(double* p, double x) { *p = x; }
+static inline void put(int32_t* p, int32_t x) { *p = x; }
 static inline void put(f16* p, float x) {
 #if defined(__F16C__)
   p->bits = _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
