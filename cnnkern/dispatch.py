@@ -265,8 +265,9 @@ def _note_fallback(explanation: Explanation) -> None:
     assert chosen is not None
     if chosen.backend == BACKENDS[0]:
         return
-    refusals = [v.sentence for v in explanation.verdicts if v.name == "cpp" or (v.kernel and v.kernel.backend == "cpp")]
-    reason = refusals[-1] if refusals else "backend cpp has no row for this op"  # the last row is the most general
+    native = [v for v in explanation.verdicts if v.name == "cpp" or (v.kernel and v.kernel.backend == "cpp")]
+    general = [v for v in native if v.kernel and v.kernel.algorithm == "direct"] or native  # what serves most
+    reason = general[-1].sentence if general else "backend cpp has no row for this op"  # first: rows of bytes alone
     name = op_name(explanation.request.op, explanation.request.geometry.rank)
     text = f"{name} {explanation.request.dtype} runs on the slower backend {chosen.backend}: {reason}"
     if config.strict_backend:

@@ -23,10 +23,19 @@ FUSED = [isa for isa in COMPLETE if isa != "scalar"]  # those with fused multipl
 needs_native = pytest.mark.skipif(not NATIVE, reason="the native module is not built")
 
 
+def precision_of(row: Kernel) -> str:
+    """The default one, or the tightest that the row serves."""
+    return "f32" if "f32" in row.precisions else row.precisions[0]
+
+
 class Case(NamedTuple):
     row: Kernel
     dtype: str
     layout: str
+
+    @property
+    def precision(self) -> str:
+        return precision_of(self.row)
 
     def __str__(self) -> str:
         return f"{self.row.op}.{self.row.name}.{self.dtype}-{self.layout}"

@@ -33,7 +33,7 @@ def test_against_the_reference(case: Case) -> None:
     """Whole numbers in dense arrays; normal data in arrays of each order by turns."""
     ran, failures = 0, []
     for number, sample in enumerate(sample_requests(case.row.op)):
-        request = with_columns(sample, case.dtype, case.layout)
+        request = with_columns(sample, case.dtype, case.layout, case.precision)
         if not serves(case.row, request):
             continue
         for kind, order in ((INTEGERS, "dense"), (NORMAL, ORDERS[number % len(ORDERS)])):
@@ -50,7 +50,7 @@ def test_inputs_of_zero_stride(case: Case) -> None:
     """Maps that are one image, one channel or one row seen many times over."""
     ran, failures = 0, []
     for number, sample in enumerate(sample_requests(case.row.op)):
-        request = with_columns(sample, case.dtype, case.layout)
+        request = with_columns(sample, case.dtype, case.layout, case.precision)
         if number % 5 or not serves(case.row, request):
             continue
         inputs = tuple(_broadcast(a, number // 5) for a in sample_inputs(request, NORMAL))

@@ -33,10 +33,10 @@ def threaded(row: Kernel, request: Request, inputs: tuple, threads: int) -> tupl
         return run_row(row, request, inputs)
 
 
-def served(case: Case, precision: str = "f32") -> Iterator[Request]:
+def served(case: Case, precision: str | None = None) -> Iterator[Request]:
     """Large samples, and every seventh small one: work for one thread must not change either."""
     for sample in (*large_requests(case.row.op), *sample_requests(case.row.op)[::7]):
-        request = with_columns(sample, case.dtype, case.layout, precision)
+        request = with_columns(sample, case.dtype, case.layout, precision or case.precision)
         if serves(case.row, request):
             yield request
 
