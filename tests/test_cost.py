@@ -183,6 +183,13 @@ def test_few_channels_want_lanes_of_pixels() -> None:
     assert estimate(depthwise, "split6", "amx") > estimate(depthwise, "direct")  # 32 x 32 tiles for one channel
 
 
+def test_few_channels_share_a_tile_step_among_taps() -> None:
+    """A row of seven taps takes 4 steps with 16 channels and 7 with 32; with 3 channels one step, which is worth it."""
+    cases = {channels: f"conv2d:mb1ic{channels}ih224oc64kh7sh2ph3" for channels in (3, 16, 32)}
+    assert estimate(cases[16], "split6", "amx") < 0.7 * estimate(cases[32], "split6", "amx")
+    assert estimate(cases[3], "split6", "amx") < 0.8 * estimate(cases[3], "direct")
+
+
 def test_layers_that_move_more_than_they_compute_are_bound_by_bytes() -> None:
     """A depthwise layer of 103 MB takes at least the time that a copy of as many bytes does."""
     case = problem.parse("conv2d:g64mb64ic64ih56oc64kh3ph1")

@@ -306,10 +306,17 @@ _SPLIT = {"split6": (6, 3), "split3": (3, 2), "split1": (1, 1)}  # products, and
 _AMX = 32  # pixels and channels of two tiles, and products of a step
 
 
+def _blocks(w: _Walk) -> float:
+    """Blocks of 32 products per tap: neighbouring taps of a row share one where few channels leave room."""
+    taps = w.window[-1]
+    most = min(taps, 2 * _AMX // max(1, w.reads))
+    return min(ceil(taps / n) * ceil(w.reads * n / _AMX) for n in range(1, max(1, most) + 1)) / taps
+
+
 def _matrix(products: int, m: _Machine, w: _Walk) -> float:
     """Seconds of the tile products: 32 outputs by 32 channels by 32 channels, the pad column of each row computed."""
     pixels = ceil(w.images * w.outputs * (1 + (w.taps > 1) / w.row) / _AMX) * _AMX
-    padded = ceil(w.reads / _AMX) * ceil(w.writes / _AMX) * _AMX**2 * w.groups
+    padded = _blocks(w) * ceil(w.writes / _AMX) * _AMX**2 * w.groups
     operations = 2.0 * products * pixels * padded * (w.steps / w.outputs if w.outputs else 0.0)
     return operations / (_REACHED * m.roofs.peaks["amx.bf16"])
 
@@ -317,7 +324,7 @@ def _matrix(products: int, m: _Machine, w: _Walk) -> float:
 def _split(algorithm: str, m: _Machine, w: _Walk) -> float:
     """Operands as sums of bfloat16 parts, multiplied on AMX tiles; splitting and write-back in AVX-512."""
     products, parts = _SPLIT[algorithm]
-    packed = ceil(w.reads / _AMX) * ceil(w.writes / _AMX) * _AMX**2 * w.groups * w.taps * 2 * parts / m.item
+    packed = _blocks(w) * ceil(w.writes / _AMX) * _AMX**2 * w.groups * w.taps * 2 * parts / m.item
     into, out = _vectors(m, w)
     splitting = 2 + m.shuffles() + 4 * parts
     moves = into * splitting + out * (5 + m.shuffles() * (not w.last))
