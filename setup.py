@@ -36,16 +36,12 @@ BASE_FLAGS = ["-O2", "-fno-lto", "-pthread"]
 KERNEL_FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-fno-trapping-math", "-fvisibility=hidden"]
 X86 = ("x86_64", "AMD64")
 ARM = ("aarch64", "arm64")
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
 ISAS: dict[str, tuple[tuple[str, ...], list[str]]] = {  # suffix of the file name: machines, flags
     "avx2": (X86, ["-mavx2", "-mfma", "-mf16c"]),
-    "avx512": (
-        X86,
-        ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512"],
-    ),
-    "avx512vnni": (
-        X86,
-        ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mprefer-vector-width=512"],
-    ),
+    "avx512": (X86, AVX512),
+    "avx512vnni": (X86, [*AVX512, "-mavx512vnni"]),
+    "amx": (X86, [*AVX512, "-mamx-tile", "-mamx-bf16"]),
     # GCC's scheduling before registers are given out loads the pixels of a tile so early that sums go to the stack.
     "neon": (ARM, ["-fno-schedule-insns"]),
 }

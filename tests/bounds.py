@@ -26,6 +26,10 @@ SMALLEST = {"f64": 2.0**-1074, "f32": 2.0**-149, "f16": 2.0**-24, "bf16": 2.0**-
 Arrays = tuple[np.ndarray | None, ...]
 Bound = np.ndarray | float
 
+# Of the products of parts that a row on bfloat16 tiles leaves out, to the products: two parts of 8 bits and rounding
+# leave 2^-24 of a factor to the third, one part and rounding 2^-9.
+SPLIT = {"split6": 2.0**-22, "split3": 2.0**-15, "split1": 2.0**-7}
+
 # Results that are copies, choices or whole numbers: no rounding whatever the input.
 EXACT = ("max_pool", "adaptive_max_pool", "max_unpool", "max_unpool_grad", "relu", "relu_grad", "unfold")
 # On small whole numbers every partial sum is exact too.
@@ -75,6 +79,12 @@ def stored(request: Request, want: np.ndarray, bound: Bound) -> Bound:
     """``bound`` after rounding to the type of the result, where that is narrower than the type summed in; underflow."""
     rounding = UNIT[request.dtype] * (abs(want) + bound) if request.dtype in NARROW else 0.0
     return bound + rounding + SMALLEST[request.dtype]
+
+
+def split_bound(algorithm: str, request: Request, inputs: Arrays) -> np.ndarray:
+    """How much further from the reference a row on bfloat16 tiles may be than a float32 sum."""
+    wide = tuple(None if a is None else a.astype(np.float64) for a in inputs)
+    return SPLIT[algorithm] * _Sum(request).absolute(wide)
 
 
 class _Sum:

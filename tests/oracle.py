@@ -14,7 +14,7 @@ from math import prod
 
 import numpy as np
 
-from bounds import EXACT_ON_INTEGERS, FLOATS, NARROW, Arrays, Bound, bounds, reference, stored
+from bounds import EXACT_ON_INTEGERS, FLOATS, NARROW, SPLIT, Arrays, Bound, bounds, reference, split_bound, stored
 from cnnkern import plan, problem
 from cnnkern.config import get_num_threads, using
 from cnnkern.spec import OPS, Kernel, Request
@@ -220,6 +220,8 @@ def allowed_of(
     """What this row may be off: ``exact`` for plain sums of products, more where its algorithm rounds on the way."""
     if "strict" in row.precisions:
         return exact
+    if row.algorithm in SPLIT:  # parts hold small whole numbers exactly
+        return (exact[0] + split_bound(row.algorithm, request, inputs),) if np.any(exact[0]) else exact
     bound, (want,) = winograd_bound(row.algorithm, request, inputs), expected
     if request.dtype not in NARROW or want is None:
         return (bound,)

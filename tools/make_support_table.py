@@ -1,7 +1,8 @@
 """Write the support table of README.md from the table of kernels; with ``--check`` compare, and fail if it is stale.
 
 Needs the compiled module, but neither a certain CPU nor a certain compiler: every C++ row exists in each instruction
-set that a build has, so the table leaves those out. The few of avx512vnni are among those of the others.
+set that a build has, so the table leaves those out. Rows of avx512vnni are among those of the others; AMX has rows of
+its own, which a build may lack, and README.md names them beside the table.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def described(rows: list[Kernel]) -> str:
 
 
 def native_rows(op: str | None = None) -> list[Kernel]:
-    return [row for row in cnnkern.kernels(op, "cpp") if row.isa != "avx512vnni"]
+    return [row for row in cnnkern.kernels(op, "cpp") if row.isa not in ("avx512vnni", "amx")]
 
 
 def cells(op: str) -> tuple[str, ...]:

@@ -6,6 +6,10 @@
 #include <cpuid.h>
 #endif
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
+
 namespace {
 
 struct Entry {
@@ -33,10 +37,32 @@ const char* avx2_missing() {
   const bool ok = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   return ok ? nullptr : "this CPU lacks avx2 with fma and f16c";
 }
+#if defined(CNNKERN_HAVE_AMX)
+// Tiles make every saved context 8 KB larger, so Linux gives them only to a process that asks.
+bool tiles_permitted() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const bool permitted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return permitted;
+#else
+  return false;
+#endif
+}
+const char* amx_missing() {
+  constexpr unsigned kBfloat16 = 1u << 22, kTile = 1u << 24;  // of leaf 7, EDX
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (avx512_missing()) return avx512_missing();
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (~d & (kBfloat16 | kTile))) return "this CPU lacks amx (tile, bf16)";
+  return tiles_permitted() ? nullptr : "the operating system does not permit amx tiles";
+}
+#endif
 #endif
 const char* none_missing() { return nullptr; }
 
 const Entry kEntries[] = {
+#ifdef CNNKERN_HAVE_AMX
+    {&ck_table_amx, amx_missing},
+#endif
 #ifdef CNNKERN_HAVE_AVX512VNNI
     {&ck_table_avx512vnni, avx512vnni_missing},
 #endif

@@ -12,6 +12,7 @@ extern const ck_table ck_table_scalar;
 extern const ck_table ck_table_avx2;
 extern const ck_table ck_table_avx512;
 extern const ck_table ck_table_avx512vnni;
+extern const ck_table ck_table_amx;
 extern const ck_table ck_table_neon;
 
 /* Bytes of this CPU's second-level cache, 512 KB where it cannot be asked. Kernels size their strips by it; no result

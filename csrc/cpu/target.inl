@@ -25,18 +25,32 @@ namespace {
 #include "storage.inl"
 #include "common.inl"
 #include "nest.inl"
-#include "vec_math.inl"
 
 #include "conv_plan.inl"
 #include "conv_tile.inl"
 #include "conv_pack.inl"
 #include "conv_pixels.inl"
 #include "conv_units.inl"
+#if defined(CK_TILES)  // rows on matrix tiles and nothing else
+#include "conv_direct.inl"
+#include "conv_grad_out.inl"
+#include "conv_grad_weight.inl"
+#include "tile_unit.h"
+#include "split_tile.inl"
+#include "conv_split_plan.inl"
+#include "conv_split_pack.inl"
+#include "conv_split.inl"
+#include "conv_split_grad.inl"
+#else
 #include "conv_int8_cells.inl"
 #include "conv_int8_weights.inl"
 #include "conv_int8.inl"
-#ifndef CK_ONLY_INT8
+#endif
+#if !defined(CK_TILES) && !defined(CK_ONLY_INT8)
+#define CK_COMPLETE 1
 #include "conv_direct.inl"
+#include "vec_math.inl"
+
 #include "conv_pixel_tile.inl"
 #include "conv_rows.inl"
 #include "conv_gemm.inl"
@@ -111,6 +125,8 @@ struct DTypeName<bf16> {
    pack},
 #define CK_PACKED_ROW(op, algorithm, family, operands, precision, T) \
   CK_ROW(op, algorithm, family, operands, precision, T, op##_##algorithm<T>::packed_size, op##_##algorithm<T>::pack)
+// What the lines of kernels.inc make: nothing, unless the target has such rows.
+#ifdef CK_COMPLETE
 #define CK_KERNEL(op, algorithm, family, operands)                         \
   CK_ROW(op, algorithm, family, operands, strict, float, nullptr, nullptr) \
   CK_ROW(op, algorithm, family, operands, strict, double, nullptr, nullptr)
@@ -127,6 +143,24 @@ struct DTypeName<bf16> {
 #define CK_KERNEL_HALF_PACKED(op, algorithm, family, operands, precision) \
   CK_PACKED_ROW(op, algorithm, family, operands, precision, f16)          \
   CK_PACKED_ROW(op, algorithm, family, operands, precision, bf16)
+#else
+#define CK_KERNEL(op, algorithm, family, operands)
+#define CK_KERNEL_PACKED(op, algorithm, family, operands)
+#define CK_KERNEL_F32(op, algorithm, family, operands, precision)
+#define CK_KERNEL_F32_PACKED(op, algorithm, family, operands, precision)
+#define CK_KERNEL_HALF(op, algorithm, family, operands, precision)
+#define CK_KERNEL_HALF_PACKED(op, algorithm, family, operands, precision)
+#endif
+
+#ifdef CK_TILES
+#define CK_KERNEL_TILES(op, algorithm, family, operands, precision) \
+  CK_ROW(op, algorithm, family, operands, precision, float, nullptr, nullptr)
+#define CK_KERNEL_TILES_PACKED(op, algorithm, family, operands, precision) \
+  CK_PACKED_ROW(op, algorithm, family, operands, precision, float)
+#define CK_KERNEL_INT8_PACKED(op, algorithm, family, operands)
+#else
+#define CK_KERNEL_TILES(op, algorithm, family, operands, precision)
+#define CK_KERNEL_TILES_PACKED(op, algorithm, family, operands, precision)
 
 // The algorithm `direct` of bytes.
 template <>
@@ -147,6 +181,7 @@ struct conv_direct<uint8_t> : ConvInt8<uint8_t> {};
 #define CK_KERNEL_INT8_PACKED(op, algorithm, family, operands)   \
   CK_PACKED_ROW(op, algorithm, family, operands, strict, int8_t) \
   CK_PACKED_ROW(op, algorithm, family, operands, strict, uint8_t)
+#endif
 
 const ck_row kRows[] = {
 #include "../kernels.inc"
