@@ -168,7 +168,7 @@ class Case:
         damage += [text for text in (target.damage() for target in self._targets) if text]
         if damage:
             return "; ".join(damage)
-        allowed = allowed_of(self.row, self.request, self.inputs, self.exact)
+        allowed = allowed_of(self.row, self.request, self.inputs, self.expected, self.exact)
         for operand, got, want, bound in zip(
             OPS[self.row.op].outputs, self.outputs, self.expected, allowed, strict=True
         ):

@@ -65,9 +65,7 @@ def each_way(reference: bool = True) -> pytest.MarkDecorator:
     """Parametrize by ``isa``: every instruction set of the build, and None for the reference. Not AMX, which has few
     rows and none for layers as small as these."""
     ways = [
-        pytest.param(
-            isa, id=isa, marks=[] if isa in AVAILABLE else pytest.mark.skip(reason=f"this CPU lacks {isa}")
-        )
+        pytest.param(isa, id=isa, marks=[] if isa in AVAILABLE else pytest.mark.skip(reason=f"this CPU lacks {isa}"))
         for isa in ck.build_info().get("isas", ())
         if isa not in ("amx", "avx512vnni")  # those lack some ops
     ]

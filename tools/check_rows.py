@@ -35,7 +35,7 @@ import numpy as np  # noqa: E402
 
 from bounds import EXACT_ON_INTEGERS, Arrays, Bound, reference  # noqa: E402
 from cnnkern.spec import OPS, Request  # noqa: E402
-from oracle import ORDERS, expectation, same_bits  # noqa: E402
+from oracle import ORDERS, expectation, rounded, same_bits  # noqa: E402
 from row_cases import NOT_RUN, REFUSED, Case, Row, Runner  # noqa: E402
 from samples import (  # noqa: E402
     INTEGERS,
@@ -52,6 +52,8 @@ SPECIAL = "special values"
 VALUES = {  # of each dtype that a row may have: the kinds of values that it is run on
     "f32": (INTEGERS, NORMAL, SPECIAL),
     "f64": (INTEGERS, NORMAL, SPECIAL),
+    "f16": (INTEGERS, NORMAL, SPECIAL),
+    "bf16": (INTEGERS, NORMAL, SPECIAL),
     "i8": (INTEGERS,),
     "u8": (INTEGERS,),
 }
@@ -101,7 +103,7 @@ def groups(row: Row, layout: str) -> Iterator[list[Case]]:
             yield in_all_ways(row, request, expectation(request, NORMAL), NORMAL, order, MANY)
         if SPECIAL in kinds and row.op in EXACT_ON_INTEGERS and "f32" in row.precisions:
             inputs = with_special_values(request, number)  # looser levels may make NaN of an infinity
-            expected = reference(request, inputs)
+            expected = rounded(request, reference(request, inputs))
             yield in_all_ways(row, request, (inputs, expected, (0.0,) * len(expected)), SPECIAL, order, ONE)
     for sample in large_requests(row.op):
         request = with_columns(sample, row.dtype, layout)
