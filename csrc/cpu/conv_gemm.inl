@@ -167,8 +167,8 @@ class GemmWalk {
     const int64_t chunks = exec->threads == 1 && !exec->poll ? 1 : min_of<int64_t>(tasks, 1 << 20);
     for (int lane = 0; lane < exec->threads; lane++) lane_at(lane)->unit = -1;
     return parallel(exec, chunks, [&](int chunk, int lane) {
-      Lane* const own = lane_at(lane);
-      T* const x = reinterpret_cast<T*>(own + 1);
+      Lane* const held = lane_at(lane);
+      T* const x = reinterpret_cast<T*>(held + 1);
       T *const sums = x + plan_.x_elements(), *const late = sums + plan_.sums_elements();
       const int64_t together = packed_ || op_.weight.c == 1 ? 1 : plan_.late_panels();
       const Range range = piece(tasks, chunks, chunk);
@@ -176,8 +176,8 @@ class GemmWalk {
         const int64_t unit = task / plan_.parts, group = unit % plan_.conv->groups;
         const Range some = {unit / plan_.conv->groups * plan_.strip,
                             min_of(plan_.total, (unit / plan_.conv->groups + 1) * plan_.strip)};
-        if (own->unit != unit) copy(group, some, x);
-        own->unit = unit;
+        if (held->unit != unit) copy(group, some, x);
+        held->unit = unit;
         const Range panels = piece(plan_.panels, plan_.parts, task % plan_.parts);
         for (int64_t first = panels.begin; first < panels.end; first += together) {
           const Range few = {first, min_of(first + together, panels.end)};
@@ -213,10 +213,8 @@ class GemmWalk {
       copy_short(to, from, count);
     } else if (step == 2) {
       for (int64_t i = 0; i < count; i += L) {
-        const int pixels = int(min_of(L, count - i)), last = 2 * pixels - 1;  // elements to the last pixel
-        const T* in = from + 2 * i;
-        const Vec<T> low = load_n(in, min_of(int(L), last)), high = last > L ? load_n(in + L, last - int(L)) : Vec<T>{};
-        store_n(to + i, deinterleave<T>(low, high).first, pixels);
+        const int pixels = int(min_of(L, count - i));
+        store_n(to + i, load_every_second(from + 2 * i, pixels), pixels);
       }
     } else {
       for (int64_t i = 0; i < count; i++) to[i] = from[i * step];

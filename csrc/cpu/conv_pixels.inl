@@ -8,6 +8,14 @@ struct PixelSource {
   int64_t channels, first_column, column_step, columns;  // columns first, first + step, ...; they may lie outside
 };
 
+// Every second element, `count` of them; none behind the last is touched.
+template <class T>
+static inline Vec<T> load_every_second(const T* p, int count) {
+  constexpr int L = kLanes<T>;
+  const int low = min_of(L, 2 * count - 1), high = max_of(0, 2 * count - 1 - L);
+  return deinterleave<T>(load_n(p, low), high ? load_n(p + L, high) : Vec<T>{}).first;
+}
+
 // `lanes` pixels, `jump` elements apart, of up to `lanes` channels: v[pixel] holds the channels.
 template <class T>
 static inline void load_pixels(Vec<T> (&v)[kLanes<T>], const T* p, int64_t jump, int64_t channel_stride, int pixels,
@@ -21,11 +29,7 @@ static inline void load_pixels(Vec<T> (&v)[kLanes<T>], const T* p, int64_t jump,
 #pragma GCC unroll 16
     for (int j = 0; j < L; j++) v[j] = j < channels ? load_n(p + j * channel_stride, pixels) : Vec<T>{};
   } else if (jump == 2) {
-    const int low = min_of(L, 2 * pixels - 1), high = max_of(0, 2 * pixels - 1 - L);
-    for (int j = 0; j < L; j++) {
-      const T* q = p + j * channel_stride;
-      v[j] = j < channels ? deinterleave<T>(load_n(q, low), high ? load_n(q + L, high) : Vec<T>{}).first : Vec<T>{};
-    }
+    for (int j = 0; j < L; j++) v[j] = j < channels ? load_every_second(p + j * channel_stride, pixels) : Vec<T>{};
   } else {
     for (int j = 0; j < L; j++) {
       T lane[L] = {};
