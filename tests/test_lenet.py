@@ -64,9 +64,7 @@ def logits(weights: dict[str, np.ndarray], images: np.ndarray, layout: str = "NC
 def each_way(reference: bool = True) -> pytest.MarkDecorator:
     """Parametrize by ``isa``: every instruction set of the build, and None for the reference."""
     ways = [
-        pytest.param(
-            isa, id=isa, marks=[] if isa in AVAILABLE else pytest.mark.skip(reason=f"this CPU lacks {isa}")
-        )
+        pytest.param(isa, id=isa, marks=[] if isa in AVAILABLE else pytest.mark.skip(reason=f"this CPU lacks {isa}"))
         for isa in ck.build_info().get("isas", ())
     ]
     return pytest.mark.parametrize("isa", [*ways, pytest.param(None, id="reference")] if reference else ways)
