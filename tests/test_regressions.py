@@ -24,7 +24,8 @@ def far_request(op: str, channels: tuple[int, int]) -> Request:
 @pytest.mark.parametrize("op", ["conv", "conv_grad_input", "conv_grad_weight"])
 @pytest.mark.parametrize("channels", [(4, 8), (8, 4), (1, 1)])
 def test_taps_far_apart_are_refused_before_sizes_wrap(op: str, channels: tuple[int, int]) -> None:
-    sentences = [row.why_not(far_request(op, channels)) for row in ck.kernels(op, "cpp")]
+    request = far_request(op, channels)
+    sentences = [row.why_not(request) for row in ck.kernels(op, "cpp") if request.dtype in row.dtypes]
     assert all(sentences)
     assert any("taps near each other" in sentence for sentence in sentences)
 

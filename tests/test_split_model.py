@@ -19,7 +19,7 @@ import cnnkern as ck
 import tile_model
 from bounds import bounds, reference, split_bound
 from cnnkern.spec import Request
-from matrix import AVAILABLE, FUSED, NATIVE, missing, needs_native
+from matrix import AVAILABLE, COMPLETE, FUSED, NATIVE, missing, needs_native
 from oracle import MEMORY, ORDERS, differs, exceeds_rms, rms, run_row, same_bits
 from samples import INTEGERS, NORMAL, generator, label, large_requests, parse, sample_inputs, sample_requests
 from test_precision import PROBLEMS, bell, drawn, limits, offset, rectified
@@ -237,7 +237,8 @@ def test_errors_stay_within_what_the_precision_promises(row: ModelRow, data) -> 
 
 def direct(request: Request, inputs: tuple) -> np.ndarray:
     """What the direct convolution of the best instruction set gives."""
-    found = next(row for row in NATIVE if (row.op, row.algorithm) == (request.op, "direct") and not missing(row))
+    rows = (row for row in NATIVE if (row.op, row.algorithm) == (request.op, "direct") and row.isa in COMPLETE)
+    found = next(row for row in rows if request.dtype in row.dtypes)
     return run_row(found, request, inputs)[0]
 
 

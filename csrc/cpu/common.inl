@@ -46,6 +46,12 @@ static ck_status parallel(const ck_exec* exec, int64_t chunks, const Body& body)
   return cancelled ? CK_CANCELLED : CK_OK;
 }
 
+// A chunk may take minutes at worst: between its pieces the calling thread asks too, and all see the answer in `flag`.
+static inline bool ask_cancelled(const ck_exec* exec, int lane, int* flag) {
+  if (lane == 0 && exec->poll && exec->poll(exec->poll_arg)) __atomic_store_n(flag, 1, __ATOMIC_RELAXED);
+  return __atomic_load_n(flag, __ATOMIC_RELAXED);
+}
+
 // Work below this many operations is not worth a second thread: about 20 us (kSerialOps / (2 * 16 * 2 per ns)).
 constexpr int64_t kSerialOps = 1 << 20;
 

@@ -170,8 +170,8 @@ class GemmWalk {
     const int64_t chunks = exec->threads == 1 && !exec->poll ? 1 : min_of<int64_t>(tasks, 1 << 20);
     for (int lane = 0; lane < exec->threads; lane++) lane_at(lane)->unit = -1;
     return parallel(exec, chunks, [&](int chunk, int lane) {
-      Lane* const own = lane_at(lane);
-      T* const x = reinterpret_cast<T*>(own + 1);
+      Lane* const held = lane_at(lane);
+      T* const x = reinterpret_cast<T*>(held + 1);
       T *const sums = x + plan_.x_elements(), *const late = sums + plan_.sums_elements();
       const int64_t together = packed_ || op_.weight.c == 1 ? 1 : plan_.late_panels();
       const Range range = piece(tasks, chunks, chunk);
@@ -179,8 +179,8 @@ class GemmWalk {
         const int64_t unit = task / plan_.parts, group = unit % plan_.conv->groups;
         const Range some = {unit / plan_.conv->groups * plan_.strip,
                             min_of(plan_.total, (unit / plan_.conv->groups + 1) * plan_.strip)};
-        if (own->unit != unit) copy(group, some, x);
-        own->unit = unit;
+        if (held->unit != unit) copy(group, some, x);
+        held->unit = unit;
         const Range panels = piece(plan_.panels, plan_.parts, task % plan_.parts);
         for (int64_t first = panels.begin; first < panels.end; first += together) {
           const Range few = {first, min_of(first + together, panels.end)};

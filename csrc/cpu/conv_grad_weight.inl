@@ -257,7 +257,7 @@ class GradWeightWalk {
     bool finite = true;
     for (int64_t chunk = 0; chunk < plan.chunks; chunk++) {
       const int64_t c0 = chunk * plan.chunk, channels = min_of(plan.chunk, plan.in_channels - c0);
-      for (int64_t strip = strips.begin; strip < strips.end && !cancelled(exec, lane); strip++) {
+      for (int64_t strip = strips.begin; strip < strips.end && !ask_cancelled(exec, lane, &cancelled_); strip++) {
         const Place p = plan.place_of(strip);
         pack_x(p, group * plan.in_channels + c0, channels, x);
         finite &= pack_gy(p, group * plan.out_channels, blocks, gy);
@@ -272,12 +272,6 @@ class GradWeightWalk {
       }
     }
     return finite;
-  }
-
-  // A large gradient has one task per thread, minutes long at worst: the caller asks between strips too.
-  bool cancelled(const ck_exec* exec, int lane) {
-    if (lane == 0 && exec->poll && exec->poll(exec->poll_arg)) __atomic_store_n(&cancelled_, 1, __ATOMIC_RELAXED);
-    return __atomic_load_n(&cancelled_, __ATOMIC_RELAXED);
   }
 
   // x of a strip: [image][depth tap][row][column][channel].

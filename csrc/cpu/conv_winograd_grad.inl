@@ -183,7 +183,8 @@ class WinogradGradWalk : ConvUnits<S> {
       const Range blocks = piece(plan_.k_blocks, k_parts, task % k_parts);
       const Range units = piece(plan_.units, plan_.copies, copy);
       T* const own = products_of(lane) + Plan::products * plan_.m_pitch;
-      for (int64_t first = units.begin; first < units.end && !cancelled(exec, lane); first += plan_.together) {
+      for (int64_t first = units.begin; first < units.end && !ask_cancelled(exec, lane, &cancelled_);
+           first += plan_.together) {
         const int64_t some = min_of(plan_.together, units.end - first);
         for (int64_t unit = 0; unit < some; unit++) {
           const Place p = place(group, first + unit);
@@ -198,10 +199,6 @@ class WinogradGradWalk : ConvUnits<S> {
       }
     });
     return cancelled_ ? CK_CANCELLED : status;
-  }
-  bool cancelled(const ck_exec* exec, int lane) {
-    if (lane == 0 && exec->poll && exec->poll(exec->poll_arg)) __atomic_store_n(&cancelled_, 1, __ATOMIC_RELAXED);
-    return __atomic_load_n(&cancelled_, __ATOMIC_RELAXED);
   }
 
   // One copy: all threads share out each group of tiles.

@@ -146,10 +146,13 @@ DEFINITIONS: dict[str, Callable[[Problem, Arrays, Point], float]] = {
 
 
 def products_per_point(problem: Problem) -> int:
-    """How much work one point is."""
+    """How much work one point is, at most: products of a convolution, cells of a window."""
     g = problem.geometry
     if problem.op == "conv_grad_weight":
         return g.batch * prod(g.output)
+    if problem.op == "conv_grad_input":
+        taps = (max((len(_covering(g, a, i)[0]) for i in range(g.input[a])), default=0) for a in range(g.rank))
+        return g.out_channels // g.groups * prod(taps)
     return g.reduction if problem.op == "conv" else prod(g.kernel)
 
 

@@ -120,6 +120,29 @@ def test_wrong_shapes_are_sentences() -> None:
     assert "has shape" in check.compare(CONV, inputs, (outputs[0][:1],), "sampled")
 
 
+@pytest.mark.parametrize(
+    ("text", "products"),
+    [
+        ("conv2d:g2mb3ic6ih9oc4kh3ph1", 3 * 9),
+        ("conv2d_grad_input:g2mb3ic6ih9oc4kh3ph1", 2 * 9),
+        ("conv2d_grad_input:mb1ic3ih9iw10oc5kh3sh2ph1", 5 * 2 * 2),
+        ("conv2d_grad_input:mb1ic3ih9iw10oc5kh2sh3", 5),
+        ("conv2d_grad_weight:mb3ic6ih9oc4kh3ph1", 3 * 81),
+        ("max_pool2d:mb1ic3ih8kh2", 4),
+    ],
+)
+def test_products_of_a_point(text: str, products: int) -> None:
+    """Every factor one: an output of a convolution is the number of its products."""
+    problem = parse(text)
+    assert definition.products_per_point(problem) == products
+    if problem.op.startswith("conv"):
+        arrays = {name: np.ones_like(a) for name, a in data.inputs(problem, "check", 0).items()}
+        with ck.using(backend="reference", kernel="reference"):
+            call = public_call(problem, arrays)
+            (got, *_) = call.pick(call.bind()())
+        assert got.max() == products
+
+
 def test_winograd_may_round_but_not_err() -> None:
     inputs, outputs = computed(CONV)
     row = "conv2d.cpp.winograd.avx2.f32"
