@@ -203,7 +203,7 @@ def test_layers_that_move_more_than_they_compute_are_bound_by_bytes() -> None:
 def test_only_convolutions_and_known_algorithms_have_a_model() -> None:
     assert cpp_cost.cost("relu", "direct", "avx2") is None
     assert cpp_cost.cost("conv", "fft", "avx2") is None
-    assert cpp_cost.cost("conv_grad_weight", "rows", "avx2") is None
+    assert cpp_cost.cost("conv_grad_weight", "gemm", "avx2") is None
 
 
 def test_vectors_and_tiles_are_those_of_the_targets() -> None:

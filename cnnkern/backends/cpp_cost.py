@@ -345,7 +345,9 @@ def _grad_weight(m: _Machine, w: _Walk, slots: float) -> float:
 def _grad_weight_direct(m: _Machine, w: _Walk) -> float:
     """A tile holds neighbouring elements of a row of the window, taps and channels, and sums over pixels."""
     run = max(1, w.window[-1] * w.reads)
-    return _grad_weight(m, w, w.images * w.groups * w.steps * w.reads * _per_pixel(m, run, w.writes))
+    strips = w.images * w.outputs / _GRAD_STRIP
+    again = m.part(0.0, 0.0, 2 * m.again(w.weights * m.wide, strips - 1))  # sums, written and read between two strips
+    return again + _grad_weight(m, w, w.images * w.groups * w.steps * w.reads * _per_pixel(m, run, w.writes))
 
 
 def _grad_weight_winograd(forms: tuple[_Form, ...], m: _Machine, w: _Walk) -> float | None:
@@ -360,6 +362,36 @@ def _grad_weight_winograd(forms: tuple[_Form, ...], m: _Machine, w: _Walk) -> fl
     sums = filters * m.lanes * form.cells * m.wide
     back = m.part(filters * _transform(m, form), 0.0, 2 * sums)  # written, then read
     return back + _grad_weight(m, w, w.groups * form.tiles(w) * (products + transforms) / _WINOGRAD_REACHED)
+
+
+_DOT_COLUMNS = (
+    6  # pairs of channel and tap in a tile (csrc/cpu/conv_rows_grad_weight.inl), times 4 or 2 output channels
+)
+_DOT_ROW = 24  # instructions beside the products for each row of outputs, pointers and a last vector
+_DOT_UNIT = 90  # for each unit, to add up lanes
+_DOT_PIXELS = 1024  # outputs of a unit
+
+
+def _grad_weight_rows(m: _Machine, w: _Walk) -> float:
+    """Lanes are the outputs of a row: tiles of output channels times (channel, tap) pairs, nothing transposed."""
+    rows, pairs = (4 if TILE_PIXELS[m.isa] >= 12 else 2), w.reads * w.taps
+    tiles = w.groups * ceil(w.writes / rows) * ceil(pairs / _DOT_COLUMNS)
+    row, plane = (w.outputs if w.taps == 1 else max(1, w.axes[-1])), max(1, w.outputs)
+    images = max(1, min(w.images, _DOT_PIXELS // plane))  # of a unit
+    joined = w.taps == 1 and images > 1 and 20 * plane < 19 * ceil(plane / m.lanes) * m.lanes
+    if joined:
+        row = images * plane
+    lines, units = w.images * w.outputs / max(1, row), ceil(w.images / images) * ceil(plane / _DOT_PIXELS)
+    products = tiles * (lines * (ceil(row / m.lanes) * rows * _DOT_COLUMNS + _DOT_ROW) + units * _DOT_UNIT)
+    into, out = w.images * w.groups * w.reads * w.inputs / m.lanes, w.images * w.groups * w.writes * w.outputs / m.lanes
+    moves = 3.0 * (into * (w.taps > 1 or joined) + out * (joined or pairs >= max(128, 2 * w.writes)))
+    if w.inputs > w.outputs and w.taps == 1:  # a stride: row by row, pixels picked from twice as many
+        picked = w.images * w.groups * w.reads * w.outputs / max(1, w.axes[-1])
+        moves += picked * (_SHORT_ROW + 24 * ceil(w.axes[-1] / m.lanes))
+    moves += w.last * m.shuffles() * (into + out)
+    copied = _arrays(m, w) if joined or (w.inputs > w.outputs and w.taps == 1) else 0.0
+    fetched = m.part(0.0, _arrays(m, w) - copied)  # while tiles are computed
+    return max(m.part(products + moves, copied), fetched) + m.part(0.0, 2 * w.weights * m.wide)
 
 
 def _grad_weight_split(algorithm: str, m: _Machine, w: _Walk) -> float:
@@ -379,6 +411,7 @@ _FORWARD: dict[str, _Model] = {
 }
 _GRAD_WEIGHT: dict[str, _Model] = {
     "direct": _grad_weight_direct,
+    "rows": _grad_weight_rows,
     "depthwise": _depthwise,
     "winograd": functools.partial(_grad_weight_winograd, _FORMS),
     "winograd_f2": functools.partial(_grad_weight_winograd, _SMALL_FORMS),

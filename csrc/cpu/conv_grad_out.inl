@@ -25,15 +25,20 @@ struct GradientOut {
     return out + k * stride[0] + c * stride[1] + jd * stride[2] + jh * stride[3] + jw * stride[4];
   }
 
+  // All weights of an output channel are neighbours.
+  bool contiguous() const {
+    const ck_conv& p = *conv;
+    return stride[4] == 1 && stride[3] == p.kernel[2] && (p.kernel[0] == 1 || stride[2] == p.kernel[2] * p.kernel[1]) &&
+           stride[1] == taps;
+  }
+
   // One block of output channels and `channels` input channels from c0 on: the copies, `copy_step` elements apart, are
   // added in their order.
   void unpack(int64_t group, int64_t block_index, int64_t c0, int64_t channels, const T* sums, int64_t copies,
               int64_t copy_step) const {
     constexpr int L = kLanes<T>;
     const int64_t wide = out_channels - block_index * block > lanes ? block : lanes, elements = channels * taps;
-    const ck_conv& p = *conv;
-    const bool contiguous = stride[4] == 1 && stride[3] == p.kernel[2] &&
-                            (p.kernel[0] == 1 || stride[2] == p.kernel[2] * p.kernel[1]) && stride[1] == taps;
+    const bool contiguous = this->contiguous();
     for (int64_t v = 0; v < wide; v += L) {
       const int64_t k0 = block_index * block + v;
       const int count = int(max_of<int64_t>(0, min_of<int64_t>(L, out_channels - k0)));

@@ -202,7 +202,7 @@ class GradWeightWalk {
     });
     if (status != CK_OK || cancelled_) return CK_CANCELLED;
     const int64_t blocks = plan.conv->groups * plan.k_blocks;
-    if (bad && padded()) {
+    if (bad && reaches_padding(*plan.conv)) {
       const int64_t all = plan.conv->out_channels;
       return parallel(exec, min_of<int64_t>(all, 1 << 20), [&](int chunk, int) {
         const Range range = piece(all, min_of<int64_t>(all, 1 << 20), chunk);
@@ -240,14 +240,6 @@ class GradWeightWalk {
   T* chunk_sums(int64_t copy, int64_t group, int64_t block, int64_t c0) const {
     return block_sums(copy, group, block) + c0 * plan_.taps * vectors(block) * plan_.lanes;
   }
-  bool padded() const {
-    const ck_conv& p = *plan_.conv;
-    for (int a = 0; a < CK_AXES; a++)
-      if (p.pad[a] > 0 || (p.out[a] - 1) * p.stride[a] + (p.kernel[a] - 1) * p.dilation[a] - p.pad[a] >= p.in[a])
-        return true;
-    return false;
-  }
-
   // All strips of one copy, for one group and some blocks of its output channels. False: some gy was not finite.
   bool sum_strips(int64_t copy, int64_t group, Range blocks, int lane, const ck_exec* exec) {
     const GradWeightPlan<T>& plan = plan_;

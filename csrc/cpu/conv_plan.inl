@@ -86,6 +86,14 @@ struct Window {
   int64_t extent(int64_t count, int64_t step_in) const { return ((count - 1) * step_in + high - low) / step + 1; }
 };
 
+// Does some tap of some output lie outside the input?
+static inline bool reaches_padding(const ck_conv& p) {
+  for (int a = 0; a < CK_AXES; a++)
+    if (p.pad[a] > 0 || (p.out[a] - 1) * p.stride[a] + (p.kernel[a] - 1) * p.dilation[a] - p.pad[a] >= p.in[a])
+      return true;
+  return false;
+}
+
 constexpr int64_t kChunk = 288;        // products per partial sum, about: 3x3 times 32 channels, 36 KB of weights
 constexpr int64_t kStripPixels = 448;  // partial sums of 32 channels: 56 KB
 

@@ -61,6 +61,7 @@ namespace {
 #include "conv_grad_out.inl"
 #include "conv_grad_weight.inl"
 #include "conv_winograd_grad.inl"
+#include "conv_rows_grad_weight.inl"
 #include "conv_depthwise_tile.inl"
 #include "conv_depthwise.inl"
 #include "conv_depthwise_planes.inl"
