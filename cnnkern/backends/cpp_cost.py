@@ -336,7 +336,10 @@ def _split(algorithm: str, m: _Machine, w: _Walk) -> float:
 
 def _grad_weight(m: _Machine, w: _Walk, slots: float) -> float:
     """The arrays transposed to channels last; the gradient written, from the second strip on in a packed form first."""
-    moves = sum(_vectors(m, w)) * (3 + m.shuffles() * (not w.last))
+    into, out = _vectors(m, w)
+    if w.reads == 3 and not w.last:  # an image, woven: 20 instructions for a vector of each channel
+        into *= 20 / m.lanes / (3 + m.shuffles())
+    moves = (into + out) * (3 + m.shuffles() * (not w.last))
     packed = w.groups * w.reads * w.taps * ceil(w.writes / m.lanes) * m.lanes
     passes = 1 if w.images * w.outputs <= _GRAD_STRIP else 3
     return m.part(slots + moves + 3 * packed / m.lanes, _arrays(m, w) + passes * packed * m.wide)

@@ -310,20 +310,8 @@ struct ConvSplit {
     constexpr uint32_t tiny = (127 - 60) << 23;
     return largest >= kRoundsToInfinity || (largest > 0 && largest < tiny);
   }
-  // Some images by the direct convolution.
-  static ck_status again(ck_conv p, const ck_tensor* t, const ck_exec* exec, int64_t image, int64_t count) {
-    ck_tensor some[5];
-    for (int i = 0; i < 5; i++) {
-      some[i] = t[i];
-      const bool map = i == 0 || i >= 3;  // the input, the residual, the result
-      if (map && t[i].data) some[i].data = static_cast<float*>(t[i].data) + image * t[i].stride[0];
-    }
-    ck_exec inner = *exec;
-    inner.packed = nullptr;
-    inner.workspace = static_cast<char*>(exec->workspace) + marks_bytes(p);
-    inner.workspace_size = exec->workspace_size - size_t(marks_bytes(p));
-    p.batch = count;
-    return Direct::run(&p, some, &inner);
+  static ck_status again(const ck_conv& p, const ck_tensor* t, const ck_exec* exec, int64_t image, int64_t count) {
+    return Direct::run_images(p, t, exec, static_cast<char*>(exec->workspace) + marks_bytes(p), image, count);
   }
 };
 

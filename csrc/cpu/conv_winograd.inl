@@ -383,8 +383,12 @@ struct ConvWinograd {
     }
     at += packed_part(plan);
     Walk walk(plan, operands, packed, at);
-    const ck_status status = walk.run(exec);
-    return status != CK_OK ? status : repair(params, t, at, at + Walk::flag_bytes(plan), exec);
+    ck_status status = walk.run(exec);
+    const char* const bad = at;  // which images have an output that is not finite
+    const ck_conv& p = *static_cast<const ck_conv*>(params);
+    for (int64_t n = 0; status == CK_OK && n < p.batch; n++)
+      if (bad[n]) status = Direct::run_images(p, t, exec, at + Walk::flag_bytes(plan), n, 1);
+    return status;
   }
 
  private:
@@ -394,27 +398,6 @@ struct ConvWinograd {
     ck_conv p = *static_cast<const ck_conv*>(params);
     p.batch = min_of<int64_t>(p.batch, 1);
     return p;
-  }
-  // Images with an output that is not finite, again by the direct convolution.
-  static ck_status repair(const void* params, const ck_tensor* t, const char* bad, char* workspace,
-                          const ck_exec* exec) {
-    const ck_conv image = one_image(params);
-    ck_exec own = *exec;
-    own.packed = nullptr;
-    own.workspace_size -= size_t(workspace - static_cast<char*>(exec->workspace));
-    own.workspace = workspace;
-    for (int64_t n = 0; n < static_cast<const ck_conv*>(params)->batch; n++) {
-      if (!bad[n]) continue;
-      ck_tensor tensors[5];
-      for (int i = 0; i < 5; i++) {
-        tensors[i] = t[i];
-        const bool map = i == 0 || i > 2;  // input, residual, output
-        if (map && t[i].data) tensors[i].data = static_cast<S*>(t[i].data) + n * t[i].stride[0];
-      }
-      const ck_status status = Direct::run(&image, tensors, &own);
-      if (status != CK_OK) return status;
-    }
-    return CK_OK;
   }
 };
 
