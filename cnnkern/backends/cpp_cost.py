@@ -205,15 +205,22 @@ def _rows(m: _Machine, w: _Walk) -> float:
     vectors = ceil(row / m.lanes)
     wide = vectors / ceil(vectors / most)  # of a tile
     slots = panels * vectors / wide * max(channels * wide, _ROWS_LOAD * VECTOR_BYTES[m.isa] / 64 * wide, _LATENCY)
-    products = w.images * w.groups * w.reads * w.steps / row * slots
+    products = w.images * w.groups * w.reads * w.steps / row * slots * (1.1 if w.across else 1.0)
     element = m.lanes if w.last else 1  # of channels-last arrays one element at a time
     stored = w.writes * w.outputs * vectors / row * 3 * element
     if w.outputs > w.inputs and w.taps == 1:  # a strided gradient: zeros between
-        stored = w.writes * w.outputs / max(1, w.axes[-1]) * (_SHORT_ROW + 8 * ceil(w.axes[-1] / m.lanes)) * element
-    moves = w.images * w.groups * (w.reads * w.inputs / m.lanes * 3 + stored)
+        stored = (
+            w.writes * w.outputs / max(1, w.axes[-1]) * (2 * _SHORT_ROW + 32 * ceil(w.axes[-1] / m.lanes)) * element
+        )
+    copied = w.reads * w.inputs / m.lanes * 3
+    if w.inputs > w.outputs and w.taps == 1:  # a stride: row by row, pixels picked from twice as many
+        copied = w.reads * w.outputs / max(1, w.axes[-1]) * (2 * _SHORT_ROW + 16 * ceil(w.axes[-1] / m.lanes))
+    moves = w.images * w.groups * (copied + stored)
     moves += w.last * m.shuffles() * _vectors(m, w)[0]
-    copied = 2.0 * (w.images if w.groups > 1 else 1) * w.weights  # weight by weight, for each strip of another group
-    return m.part(products + moves + copied, _arrays(m, w) + w.weights * m.item)
+    weights = 2.0 * (w.images if w.groups > 1 else 1) * w.weights  # one by one, for each strip of another group
+    into = w.images * w.groups * w.reads * w.inputs * m.item  # results are written while others are computed
+    walk = m.part(products + moves + weights, into + w.weights * m.item)
+    return max(walk, m.part(0.0, _arrays(m, w)))
 
 
 def _depthwise(m: _Machine, w: _Walk) -> float:
@@ -228,7 +235,7 @@ def _gemm(m: _Machine, w: _Walk) -> float:
     """1x1: lanes are pixels, neighbours in NCHW alone; weights are copied, a panel at a time, for each strip."""
     pixels = w.images * w.steps
     vectors = w.groups * ceil(pixels / m.lanes)
-    products = vectors * w.reads * w.writes
+    products = vectors * w.reads * w.writes * (1.15 if w.across else 1.0)
     element = m.lanes * 3 if w.last else 1  # of channels-last arrays one element at a time
     copied, stored = 3.0 * vectors * w.reads * element, 3.0 * vectors * w.writes * element
     if w.inputs > w.steps:  # a stride: row by row, pixels picked from twice as many
@@ -236,11 +243,15 @@ def _gemm(m: _Machine, w: _Walk) -> float:
         copied = rows * (_SHORT_ROW + 8 * ceil(w.axes[-1] / m.lanes)) * element
     if w.outputs > w.steps:  # its gradient: zeros between
         rows = w.images * w.groups * w.writes * w.outputs / max(1, w.axes[-1])
-        stored = rows * (_SHORT_ROW + 16 * ceil(w.axes[-1] / m.lanes)) * element
+        stored = rows * (2 * _SHORT_ROW + 32 * ceil(w.axes[-1] / m.lanes)) * element
     visits = max(1.0, pixels / _STRIP)
     panels = 0.0 if w.packed else visits * w.weights / m.lanes * 2
-    moves = copied + stored
-    return m.part(products + moves + panels, _arrays(m, w) + w.weights * m.item, m.again(w.weights * m.item, visits))
+    # Fetched while the strip before is multiplied; but few strips wait for the gradient's weights to be packed.
+    ahead = w.inputs == w.outputs and not w.last and not (w.across and visits <= 2)
+    fetched = _arrays(m, w) if ahead else 0.0
+    arrays = _arrays(m, w) - fetched + w.weights * m.item
+    walk = m.part(products + copied + stored + panels, arrays, m.again(w.weights * m.item, visits))
+    return max(walk, m.part(0.0, fetched))
 
 
 @dataclass(frozen=True)
@@ -390,7 +401,7 @@ def _grad_weight_rows(m: _Machine, w: _Walk) -> float:
     moves = 3.0 * (into * (w.taps > 1 or joined) + out * (joined or pairs >= max(128, 2 * w.writes)))
     if w.inputs > w.outputs and w.taps == 1:  # a stride: row by row, pixels picked from twice as many
         picked = w.images * w.groups * w.reads * w.outputs / max(1, w.axes[-1])
-        moves += picked * (_SHORT_ROW + 24 * ceil(w.axes[-1] / m.lanes))
+        moves += picked * (2 * _SHORT_ROW + 40 * ceil(w.axes[-1] / m.lanes))
     moves += w.last * m.shuffles() * (into + out)
     copied = _arrays(m, w) if joined or (w.inputs > w.outputs and w.taps == 1) else 0.0
     fetched = m.part(0.0, _arrays(m, w) - copied)  # while tiles are computed

@@ -71,6 +71,14 @@ static GradTileFn<T> pick_grad_tile(int count, Lanes<I...>) {
   return table[count - 1];
 }
 
+// A power of two, which the usual numbers of threads share out evenly. From the gradient's own size, not that of whole
+// blocks: equal bits on all instruction sets need equal copies.
+static inline int64_t copies_of(int64_t strips, int64_t elements) {
+  int64_t copies = 1;
+  while (2 * copies <= min_of(strips, min_of(kMostCopies, kCopyElements / max_of<int64_t>(1, elements)))) copies *= 2;
+  return min_of(copies, strips);
+}
+
 template <class T>
 struct GradWeightPlan {
   static constexpr int64_t lanes = kLanes<T>, block = 2 * lanes;
@@ -112,9 +120,8 @@ struct GradWeightPlan {
     strips_h = ceil_div(p.out[1], max_of<int64_t>(1, rows));
     strips = strips_n * p.out[0] * strips_h * strips_w;
     copy_elements = p.groups * k_blocks * block * in_channels * taps;
-    // From the gradient's own size, not that of whole blocks: equal bits on all instruction sets need equal copies.
-    const int64_t elements = max_of<int64_t>(1, p.out_channels * in_channels * taps);
-    copies = min_of(strips, max_of<int64_t>(1, min_of(kMostCopies, kCopyElements / elements)));
+    const int64_t elements = p.out_channels * in_channels * taps;
+    copies = copies_of(strips, elements);
     share(threads);
     x_elements = round_up(strip_elements(chunk), lanes);
     gy_elements = ceil_div(k_blocks, k_parts) * images * rows * cols * block;

@@ -35,11 +35,35 @@ static inline void copy_every_second(Wide<S>* to, const S* from, int64_t count) 
   }
 }
 
+// Elements at, at + 1, ... of a row of `size`; zeros outside it.
+template <class S>
+static inline Vec<S> load_inside(const S* row, int64_t size, int64_t at) {
+  constexpr int L = kLanes<S>;
+  if (at >= 0)
+    return at + L <= size ? load(row + at) : load_n(row + min_of(at, size), int(max_of<int64_t>(0, size - at)));
+  Wide<S> lane[L] = {};
+  for (int64_t i = -at; i < min_of<int64_t>(L, size - at); i++) lane[i] = widen(row[at + i]);
+  return load(lane);
+}
+// Neighbouring elements from `first` on, zeros outside the row: `columns` even ones, then as many odd ones.
+template <class S>
+static inline void pack_even_odd(Wide<S>* to, const S* row, int64_t size, int64_t first, int64_t columns) {
+  constexpr int64_t L = kLanes<S>;
+  for (int64_t i = 0; i < columns; i += L) {
+    const int count = int(min_of(L, columns - i));
+    const int64_t at = first + 2 * i;
+    const Pairs<Wide<S>> pair = deinterleave<Wide<S>>(load_inside(row, size, at), load_inside(row, size, at + L));
+    store_n(to + i, pair.first, count);
+    store_n(to + columns + i, pair.second, count);
+  }
+}
+
 // One row of one channel: columns first, first + step, ... of the source, zeros outside it, split into phases.
 template <class S>
 static void pack_row(Wide<S>* to, const StripShape& s, const S* from, int64_t stride, int64_t size, int64_t first,
                      int64_t step) {
   typedef Wide<S> T;
+  if (s.phases == 2 && step == 1 && stride == 1) return pack_even_odd(to, from, size, first, s.columns);
   for (int64_t phase = 0; phase < s.phases; phase++, to += s.columns) {
     const int64_t start = first + phase * step, advance = step * s.phases;
     const int64_t before = start >= 0 ? 0 : min_of(s.columns, ceil_div(-start, advance));

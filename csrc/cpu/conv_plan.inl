@@ -60,11 +60,12 @@ struct ConvAxis {
       if (taps(rho).phase == phase) return rho;
     return -1;
   }
-  bool every_phase_has_taps() const {
+  int64_t phases_with_taps() const {
     int64_t covered = 0;
     for (int64_t rho = 0; rho < classes; rho++) covered += taps(rho).phase < phases();
-    return covered == phases();
+    return covered;
   }
+  bool every_phase_has_taps() const { return phases_with_taps() == phases(); }
   int64_t phases() const { return min_of(step_out, out); }
   int64_t count(int64_t phase) const { return phase < out ? (out - phase + step_out - 1) / step_out : 0; }
 };
@@ -219,7 +220,8 @@ struct ConvPlan {
       if (threads <= 1 || ops < double(kSerialOps)) break;
       double best = 0;
       for (int64_t parts = 1; parts <= min_of(k_blocks, most_parts); parts++) {
-        const int64_t tasks = units * parts;
+        // Rows that no tap reaches are soon written.
+        const int64_t tasks = max_of<int64_t>(1, units / row_phases * axis[1].phases_with_taps() * parts);
         double share = double(tasks) / double(round_up(tasks, threads));
         share *= double(k_blocks) / double(parts * ceil_div(k_blocks, parts));
         if (share > best + 0.04) best = share, k_parts = parts;

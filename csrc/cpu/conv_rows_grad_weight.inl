@@ -160,7 +160,7 @@ struct RowsGradPlan : ConvPlan<T> {
     gy_pitch = (ceil_div(images * plane, line) | 1) * line;
     this->strip_bytes();
     copy_elements = groups * out_channels * in_channels * taps;
-    copies = min_of(units, max_of<int64_t>(1, min_of(kMostCopies, kCopyElements / max_of<int64_t>(1, copy_elements))));
+    copies = copies_of(units, copy_elements);
     const int64_t cache = max_of<int64_t>(256 * 1024, min_of<int64_t>(ck_l2_bytes(), 2 << 20));
     k_chunk = chunk_of(out_channels, cache / 2 / max_of<int64_t>(1, gy_pitch * item), kDotRows);
     const int64_t strip = max_of<int64_t>(1, times(channel_pitch, item));
