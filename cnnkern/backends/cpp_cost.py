@@ -246,6 +246,8 @@ def _gemm(m: _Machine, w: _Walk) -> float:
         stored = rows * (2 * _SHORT_ROW + 32 * ceil(w.axes[-1] / m.lanes)) * element
     visits = max(1.0, pixels / _STRIP)
     panels = 0.0 if w.packed else visits * w.weights / m.lanes * 2
+    if w.inputs == w.outputs and w.outputs % m.lanes == 0 and w.writes <= min(128, 2 * w.reads) and not w.last:
+        copied = 0.0  # read in place
     # Fetched while the strip before is multiplied; but few strips wait for the gradient's weights to be packed.
     ahead = w.inputs == w.outputs and not w.last and not (w.across and visits <= 2)
     fetched = _arrays(m, w) if ahead else 0.0

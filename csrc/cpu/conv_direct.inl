@@ -4,7 +4,9 @@
 // reads into the second-level cache, zero padding included, so that the inner loop has no branch; then for each block
 // of 2 * lanes output channels and each chunk of about 288 products the register tile (conv_tile.inl) sweeps the strip,
 // the chunk's weights staying in the first-level cache. Partial sums of a strip are added chunk by chunk; after the
-// last one bias, residual and activation are applied while the sums are transposed into the output's layout.
+// last one bias, residual and activation are applied while the sums are transposed into the output's layout. A strided
+// gradient with few outputs takes all phases of its rows in one task, so that a block of weights is packed once for
+// them.
 //
 // Bound: multiply-adds (2 N K P Q C R S at the FMA peak) from about 8 flop per byte on; else the bytes of x, w and y.
 //
@@ -34,55 +36,82 @@ class ConvWalk : ConvUnits<S> {
       : ConvUnits<S>(plan, operands), packed_(packed), lanes_(lanes) {}
 
   static size_t lane_bytes(const ConvPlan<T>& plan) {
-    const int64_t elements = plan.strip_elements + plan.sums_elements + plan.late_blocks() * plan.block_elements;
+    const int64_t elements =
+        plan.phases_together() * plan.strip_elements + plan.sums_elements + plan.late_blocks() * plan.block_elements;
     const int64_t bytes = int64_t(sizeof(Lane)) + elements * int64_t(sizeof(T)) + ConvUnits<S>::most_taps(plan) * 8;
     return size_t(round_up(bytes, 4096) + 64);  // 64: lanes do not start at the same offset of a page
   }
 
   ck_status run(const ck_exec* exec) {
-    const int64_t tasks = plan_.units * plan_.k_parts;
+    const int64_t tasks = plan_.units / phases() * plan_.k_parts;
     if (tasks == 0) return CK_OK;
     for (int lane = 0; lane < exec->threads; lane++) lane_at(lane)->unit = lane_at(lane)->group = -1;
     const int64_t chunks = exec->threads == 1 && !exec->poll ? 1 : min_of<int64_t>(tasks, 1 << 20);
     return parallel(exec, chunks, [&](int chunk, int lane) {
       const Range range = piece(tasks, chunks, chunk);
       for (int64_t task = range.begin; task < range.end; task++)
-        unit(task / plan_.k_parts, piece(plan_.k_blocks, plan_.k_parts, task % plan_.k_parts), lane_at(lane));
+        units(task / plan_.k_parts, piece(plan_.k_blocks, plan_.k_parts, task % plan_.k_parts), lane_at(lane));
     });
   }
 
  private:
-  // A lane's part of the workspace: this struct, the strip, the sums, blocks of weights packed late, the tap offsets.
+  // A lane's part of the workspace: this struct, the strips, the sums, blocks of weights packed late, the tap offsets.
   struct alignas(64) Lane {
-    int64_t unit;  // whose strip is packed; -1: none
-    StripShape shape;
+    int64_t unit;   // whose strips are packed; -1: none
     int64_t group;  // whose blocks are packed; -1: none
     Range blocks;
     bool finite;
   };
   Lane* lane_at(int lane) const { return reinterpret_cast<Lane*>(lanes_ + size_t(lane) * lane_bytes(plan_)); }
-  T* strip_of(Lane* lane) const { return reinterpret_cast<T*>(lane + 1); }
-  T* sums_of(Lane* lane) const { return strip_of(lane) + plan_.strip_elements; }
+  T* strips_of(Lane* lane) const { return reinterpret_cast<T*>(lane + 1); }
+  T* sums_of(Lane* lane) const { return strips_of(lane) + plan_.phases_together() * plan_.strip_elements; }
   T* weights_of(Lane* lane) const { return sums_of(lane) + plan_.sums_elements; }
   int64_t* taps_of(Lane* lane) const {
     return reinterpret_cast<int64_t*>(weights_of(lane) + plan_.late_blocks() * plan_.block_elements);
   }
 
-  void unit(int64_t unit, Range blocks, Lane* lane) {
-    const Place p = this->place_of(unit);
-    if (p.rows == 0 || p.cols == 0 || p.images == 0) return;
+  // Phases of rows that a task takes together.
+  int64_t phases() const { return packed_ ? 1 : plan_.phases_together(); }
+
+  // A unit of one phase, and what its outputs are sums of.
+  struct Phase {
+    Place place;
+    int64_t rho_d, rho_h;
+    bool taps;
+    StripShape shape;
+    const T* strip;
+  };
+  Phase phase_of(int64_t unit, T* strip) const {
+    Phase f;
+    f.place = this->place_of(unit);
     const ConvAxis &d = plan_.axis[0], &h = plan_.axis[1];
-    const int64_t rho_d = d.class_of(p.depth % d.step_out), rho_h = h.class_of(p.row_phase);
-    const bool taps = rho_d >= 0 && rho_h >= 0 && plan_.in_channels > 0;
-    if (taps && lane->unit != unit) {
-      this->pack(p, d.taps(rho_d), h.taps(rho_h), lane->shape, strip_of(lane));
-      lane->unit = unit;
-    }
+    f.rho_d = d.class_of(f.place.depth % d.step_out), f.rho_h = h.class_of(f.place.row_phase);
+    f.taps = f.rho_d >= 0 && f.rho_h >= 0 && plan_.in_channels > 0;
+    f.strip = strip;
+    return f;
+  }
+  static bool empty(const Place& p) { return p.rows == 0 || p.cols == 0 || p.images == 0; }
+
+  // The phases of one unit, counted without them: all strips, then block by block.
+  void units(int64_t index, Range blocks, Lane* lane) {
+    const int64_t all = phases(), inner = all > 1 ? plan_.strips_h * plan_.strips_w : 1;
+    const bool known = lane->unit == index;
+    lane->unit = index;
     for (int64_t block = blocks.begin; block < blocks.end; block++) {
       Weights weights = {nullptr, true};
-      if (taps) weights = block_weights(p.group, block, blocks.end, lane);
-      sum_block(p, rho_d, rho_h, weights, block, lane);
-      this->write_block(p, block, sums_of(lane));
+      for (int64_t i = 0; i < all; i++) {
+        T* const strip = strips_of(lane) + i * plan_.strip_elements;
+        Phase f = phase_of((index / inner * all + i) * inner + index % inner, strip);
+        if (empty(f.place)) continue;
+        if (f.taps) {
+          const AxisTaps td = plan_.axis[0].taps(f.rho_d), th = plan_.axis[1].taps(f.rho_h);
+          if (!known && block == blocks.begin) this->pack(f.place, td, th, f.shape, strip);
+          else this->template source_of<S>(f.place, td, th, f.shape);
+          if (!weights.data) weights = block_weights(f.place.group, block, blocks.end, lane);
+        }
+        sum_block(f, f.taps ? weights : Weights{nullptr, true}, block, lane);
+        this->write_block(f.place, block, sums_of(lane));
+      }
     }
   }
 
@@ -107,7 +136,8 @@ class ConvWalk : ConvUnits<S> {
   }
 
   // Partial sums of one block of channels over the unit's outputs: [image][row][output column][block].
-  void sum_block(const Place& p, int64_t rho_d, int64_t rho_h, Weights weights, int64_t block, Lane* lane) const {
+  void sum_block(const Phase& f, Weights weights, int64_t block, Lane* lane) const {
+    const Place& p = f.place;
     const ConvAxis& w = plan_.axis[2];
     const int64_t step_out = w.step_out, outs = this->out_columns(p);
     T* sums = sums_of(lane);
@@ -119,17 +149,18 @@ class ConvWalk : ConvUnits<S> {
       const int64_t cols = min_of(p.first_col + p.cols, w.count(tw.phase)) - p.first_col;
       if (cols <= 0) continue;
       T* first = sums + tw.phase * plan_.block;
-      const T* weight = weights.data + class_offset(plan_, block, rho_d, rho_h, rho_w);
+      const T* weight = weights.data + class_offset(plan_, block, f.rho_d, f.rho_h, rho_w);
       if (weights.finite)
-        phase_sums(p, rho_d, rho_h, rho_w, weight, plan_.vectors(block), cols, first, outs * plan_.block,
-                   step_out * plan_.block, lane);
-      else safe_sums(p, rho_d, rho_h, rho_w, weight, plan_.vectors(block), cols, first, outs);
+        phase_sums(f, rho_w, weight, plan_.vectors(block), cols, first, outs * plan_.block, step_out * plan_.block,
+                   lane);
+      else safe_sums(p, f.rho_d, f.rho_h, rho_w, weight, plan_.vectors(block), cols, first, outs);
     }
   }
-  void phase_sums(const Place& p, int64_t rho_d, int64_t rho_h, int64_t rho_w, const T* weight, int vectors,
-                  int64_t cols, T* sums, int64_t sums_row, int64_t sums_step, Lane* lane) const {
-    const StripShape& s = lane->shape;
-    const AxisTaps td = plan_.axis[0].taps(rho_d), th = plan_.axis[1].taps(rho_h), tw = plan_.axis[2].taps(rho_w);
+  void phase_sums(const Phase& f, int64_t rho_w, const T* weight, int vectors, int64_t cols, T* sums, int64_t sums_row,
+                  int64_t sums_step, Lane* lane) const {
+    const Place& p = f.place;
+    const StripShape& s = f.shape;
+    const AxisTaps td = plan_.axis[0].taps(f.rho_d), th = plan_.axis[1].taps(f.rho_h), tw = plan_.axis[2].taps(rho_w);
     int64_t* tap = taps_of(lane);
     const int64_t taps = this->strip_taps(s, td, th, tw, tap), row_step = this->strip_row_step(s, th);
     const int64_t chunk = chunk_channels(plan_.in_channels, taps);
@@ -147,7 +178,7 @@ class ConvWalk : ConvUnits<S> {
       t.channels = min_of(chunk, plan_.in_channels - c);
       t.weight = weight + c * taps * vectors * plan_.lanes;
       t.add = c > 0;
-      const T* x = strip_of(lane) + c * s.channel_pitch;
+      const T* x = f.strip + c * s.channel_pitch;
       for (int64_t row = 0; row < all_rows;) {
         const int together = row + pair <= all_rows ? pair : 1;
         const T* x_row = x + row / rows * s.image_pitch + row % rows * row_step;

@@ -5,7 +5,8 @@
 // being broadcast, need no transposition either. A task is a strip of pixels (of several images where those are small)
 // and a range of output channels: it copies its X into the second-level cache, [tile][r][2 vectors], then sweeps it
 // with a register tile of up to kTilePixels output channels times two vectors, weights of a chunk of r in the first
-// level.
+// level. Where all weights stay in the second-level cache and images are whole vectors, X is read where it lies
+// instead, tile by tile, while the next tile is fetched.
 //
 // Bound: multiply-adds; kTilePixels + 2 loads for 2 * kTilePixels of them.
 //
@@ -14,6 +15,10 @@
 // The gradient of a strided layer is a product over the pixels of gy; its other outputs are zero (or the bias alone).
 //
 // Needs: a 1x1 kernel without padding; pixels that are neighbours in memory (NCHW).
+
+// Bytes, and outputs: a tile writes two lines of each, far apart, and where results go to memory 256 of them at 56x56
+// took half as long again.
+constexpr int64_t kNearWeights = 512 * 1024, kNearOutputs = 128;
 
 template <class T>
 struct GemmPlan {
@@ -27,6 +32,7 @@ struct GemmPlan {
   int64_t parts;               // ranges of output channels
   int64_t panels;              // of output channels: at most kTilePixels each
   int64_t chunk;
+  bool near;  // X may be read in place
 
   void init(const ck_conv& p, bool backward_, int threads) {
     conv = &p, backward = backward_;
@@ -36,6 +42,10 @@ struct GemmPlan {
     total = p.batch * pixels;
     chunk = chunk_channels(reduction, 1);
     panels = ceil_div(outputs, kTilePixels);
+    // Planes at powers of two would fall on few sets of the cache.
+    near = pixels % lanes == 0 && pixels * int64_t(sizeof(T)) % 2048 != 0 &&
+           p.stride[0] * p.stride[1] * p.stride[2] == 1 && outputs <= min_of(kNearOutputs, 2 * reduction) &&
+           outputs * weight_pitch() * int64_t(sizeof(T)) <= kNearWeights;
     // With few output channels copying X takes a tenth of the time and more: then a strip leaves room in the
     // second-level cache for the next, which is fetched meanwhile.
     const int64_t bytes = max_of<int64_t>(1, reduction * int64_t(sizeof(T)));
@@ -63,6 +73,8 @@ struct GemmPlan {
   int64_t panel_elements() const { return reduction * kTilePixels; }
   // Rows of weights as they are, a chunk of r long: at powers of two they would fall on one set of the cache.
   int64_t row_pitch() const { return (ceil_div(min_of(chunk, reduction), lanes) | 1) * lanes; }
+  // The same of whole rows.
+  int64_t weight_pitch() const { return (ceil_div(reduction, lanes) | 1) * lanes; }
   // Weights that must be packed are packed once for all strips where there are several; else panel by panel just before
   // use, some at once: a row of them is a page of its own, and is then read in whole lines. At most 1 MB.
   bool packs_early() const { return strips > 2; }
@@ -70,7 +82,10 @@ struct GemmPlan {
     const int64_t most = (int64_t(1) << 20) / max_of<int64_t>(1, panel_elements() * int64_t(sizeof(T)));
     return packs_early() ? 0 : max_of<int64_t>(1, min_of<int64_t>(most, min_of<int64_t>(8, ceil_div(panels, parts))));
   }
-  int64_t own_elements() const { return max_of(late_panels() * panel_elements(), kTilePixels * row_pitch()); }
+  int64_t own_elements() const {
+    const int64_t most = max_of(late_panels() * panel_elements(), kTilePixels * row_pitch());
+    return near ? max_of(most, outputs * weight_pitch()) : most;
+  }
   int64_t packed_elements() const { return times(conv->groups * panels, panel_elements()); }
   int64_t x_elements() const { return times(round_up(strip, tile), reduction); }
   int64_t sums_elements() const { return kTilePixels * round_up(strip, tile); }
@@ -79,6 +94,7 @@ struct GemmPlan {
 template <class T>
 struct GemmTileArgs {
   const T* x;         // [r][2 * lanes]
+  int64_t x_step;     // elements between r
   int64_t reduction;  // of this chunk
   const T* weight;    // packed: [r][KR]; else KR rows of neighbouring r
   int64_t row;        // elements between rows
@@ -100,7 +116,7 @@ static void gemm_tile(const GemmTileArgs<T>& t) {
   const T* x = t.x;
   const T* w[(KR + run - 1) / run];
   for (int i = 0; i < (KR + run - 1) / run; i++) w[i] = t.weight + (PACKED ? 0 : i * run * t.row);
-  const int64_t row = t.row, ahead_step = t.ahead_step, out_row = t.to.out_channel;
+  const int64_t row = t.row, x_step = t.x_step, ahead_step = t.ahead_step, out_row = t.to.out_channel;
   const char* ahead = t.ahead;
   const auto step = [&] {
     __builtin_prefetch(ahead, 0, 2);
@@ -120,7 +136,7 @@ static void gemm_tile(const GemmTileArgs<T>& t) {
 #pragma GCC unroll 3
       for (int i = 0; i < (KR + run - 1) / run; i++) w[i]++;
     }
-    x += 2 * L;
+    x += x_step;
   };
   int64_t left = t.reduction;
   if (t.to.bias && left >= KR * NV) {  // finished: the lines of the output are fetched meanwhile
@@ -158,6 +174,9 @@ class GemmWalk {
     };
     spread_ = plan.backward && (p.in[0] != p.out[0] || p.in[1] != p.out[1] || p.in[2] != p.out[2]);
     whole_ = !spread_ && op_.out && one_run(op_.out_stride) && (!op_.residual || one_run(op_.residual_stride));
+    // Weights that are packed late would be packed again for each tile.
+    near_ = kIsWide<S> && plan.near && whole_ && plan.reduction > 0 && one_run(op_.in_stride) &&
+            (packed || op_.weight.c == 1);
   }
 
   static size_t lane_bytes(const GemmPlan<T>& plan) {
@@ -169,6 +188,11 @@ class GemmWalk {
     const int64_t tasks = plan_.strips * plan_.conv->groups * plan_.parts;
     const int64_t chunks = exec->threads == 1 && !exec->poll ? 1 : min_of<int64_t>(tasks, 1 << 20);
     for (int lane = 0; lane < exec->threads; lane++) lane_at(lane)->unit = -1;
+    if (near_)
+      return parallel(exec, chunks, [&](int chunk, int lane) {
+        const Range range = piece(tasks, chunks, chunk);
+        for (int64_t task = range.begin; task < range.end; task++) run_near(task, lane_at(lane));
+      });
     return parallel(exec, chunks, [&](int chunk, int lane) {
       Lane* const held = lane_at(lane);
       T* const x = reinterpret_cast<T*>(held + 1);
@@ -188,7 +212,8 @@ class GemmWalk {
           for (int64_t panel = few.begin; panel < few.end; panel++) {
             const T* weight = packed_ ? packed_ + (group * plan_.panels + panel) * plan_.panel_elements()
                                       : late + (panel - few.begin) * plan_.panel_elements();
-            multiply(group, panel, some, panel - panels.begin, x, sums, weight, late);
+            multiply(group, panel, some, panel - panels.begin, {x, GemmPlan<T>::tile, plan_.reduction}, sums, weight,
+                     late);
           }
         }
       }
@@ -203,9 +228,41 @@ class GemmWalk {
 
  private:
   struct alignas(64) Lane {  // x, sums and weights follow
-    int64_t unit;            // whose pixels are copied; -1: none
+    int64_t unit;            // whose pixels are copied, or the group whose weights; -1: none
+  };
+  // The pixels of a strip: elements between r, and between pixels of neighbouring tiles in units of a tile's width.
+  struct Pixels {
+    const T* data;
+    int64_t step, tile_step;
   };
   Lane* lane_at(int lane) const { return reinterpret_cast<Lane*>(lanes_ + size_t(lane) * lane_bytes(plan_)); }
+
+  // A task with X where it lies: all panels of a tile, then the next tile.
+  void run_near(int64_t task, Lane* held) const {
+    constexpr int64_t tile = GemmPlan<T>::tile;
+    T* const sums = reinterpret_cast<T*>(held + 1) + plan_.x_elements();
+    T* const rows = sums + plan_.sums_elements();
+    const int64_t unit = task / plan_.parts, group = unit % plan_.conv->groups;
+    const int64_t first = unit / plan_.conv->groups * plan_.strip, end = min_of(plan_.total, first + plan_.strip);
+    if (!packed_ && held->unit != group)
+      for (int64_t k = 0; k < plan_.outputs; k++)
+        copy_short(rows + k * plan_.weight_pitch(), weights(group, k), plan_.reduction);
+    held->unit = group;
+    const Range panels = piece(plan_.panels, plan_.parts, task % plan_.parts);
+    for (int64_t at = first; at < end;) {
+      const int64_t image = at / plan_.pixels, pixel = at % plan_.pixels;
+      const Range some = {at, min_of(min_of(at + tile, end), at - pixel + plan_.pixels)};
+      const S* x = op_.in + image * op_.in_stride[0] + group * plan_.reduction * op_.in_stride[1] + pixel;
+      for (int64_t panel = panels.begin; panel < panels.end; panel++) {
+        const int64_t k = piece(plan_.outputs, plan_.panels, panel).begin;
+        const T* weight = packed_ ? packed_ + (group * plan_.panels + panel) * plan_.panel_elements()
+                                  : rows + k * plan_.weight_pitch();
+        if constexpr (kIsWide<S>)
+          multiply(group, panel, some, panel - panels.begin, {x, op_.in_stride[1], 0}, sums, weight, nullptr);
+      }
+      at = some.end;
+    }
+  }
 
   static inline void copy_pixels(T* to, const S* from, int64_t count, int64_t step) {
     constexpr int64_t L = kLanes<T>;
@@ -277,7 +334,8 @@ class GemmWalk {
 
   // Sums of one panel over a strip: rows of pixels.
   // weight: the packed panel, or without one `own` for rows of weights as they are.
-  void multiply(int64_t group, int64_t panel, Range some, int64_t line, const T* x, T* sums, const T* weight,
+  // Without either, `weight` are whole rows, copied.
+  void multiply(int64_t group, int64_t panel, Range some, int64_t line, Pixels x, T* sums, const T* weight,
                 T* own) const {
     const int64_t size = some.end - some.begin;
     typedef typename CountLanes<kTilePixels>::type All;
@@ -293,13 +351,14 @@ class GemmWalk {
     if (plan_.reduction == 0)
       for (int k = 0; k < count; k++) memset(sums + k * sums_row(), 0, size_t(size) * sizeof(T));
     GemmTileArgs<T> t;
-    t.row = plan_.row_pitch();
+    t.row = own ? plan_.row_pitch() : plan_.weight_pitch();
+    t.x_step = x.step;
     t.to.before_channel = sums_row();
     t.to.residual_channel = rs[1], t.to.relu = op_.relu;
     for (int64_t r = 0; r < plan_.reduction; r += plan_.chunk) {
       t.reduction = min_of(plan_.chunk, plan_.reduction - r);
-      t.weight = weight + r * count;
-      if (as_rows) {
+      t.weight = weight + (as_rows ? r : r * count);
+      if (as_rows && own) {
         t.weight = own;
         for (int k = 0; k < count; k++) copy_short(own + k * t.row, weights(group, rows.begin + k) + r, t.reduction);
       }
@@ -317,8 +376,8 @@ class GemmWalk {
           to_output(t.to, op_.out + image * os[0] + first_channel * os[1] + pixel,
                     op_.residual ? op_.residual + image * rs[0] + first_channel * rs[1] + pixel : nullptr, bias);
         else to_sums(t.to, sums + i);
-        t.x = x + i * plan_.reduction + r * tile;
-        t.ahead = reinterpret_cast<const char*>(x), t.ahead_step = 0;
+        t.x = x.data + i * x.tile_step + r * x.step;
+        t.ahead = reinterpret_cast<const char*>(t.x), t.ahead_step = 0;
         const int64_t next = some.end + i + line * plan_.lanes;
         if (line < 2 && next < plan_.total) {
           t.ahead =
@@ -396,6 +455,7 @@ class GemmWalk {
   const T* const packed_;
   char* const lanes_;
   bool spread_;  // a strided gradient
+  bool near_;    // X is read where it lies
   bool whole_;   // an image of the output, and of the residual, is one run of pixels (packing has neither)
 };
 

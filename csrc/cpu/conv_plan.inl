@@ -60,12 +60,11 @@ struct ConvAxis {
       if (taps(rho).phase == phase) return rho;
     return -1;
   }
-  int64_t phases_with_taps() const {
+  bool every_phase_has_taps() const {
     int64_t covered = 0;
     for (int64_t rho = 0; rho < classes; rho++) covered += taps(rho).phase < phases();
-    return covered;
+    return covered == phases();
   }
-  bool every_phase_has_taps() const { return phases_with_taps() == phases(); }
   int64_t phases() const { return min_of(step_out, out); }
   int64_t count(int64_t phase) const { return phase < out ? (out - phase + step_out - 1) / step_out : 0; }
 };
@@ -162,6 +161,8 @@ struct ConvPlan {
   }
   // Few outputs: each block of weights is used once or twice, so a task packs it into its own cache just before.
   bool packs_late() const { return units <= 2 * groups; }
+  // Then one task takes all phases of its rows, and packs a block for them once.
+  int64_t phases_together() const { return packs_late() ? row_phases : 1; }
   // Blocks that a task packs at once then, where neighbouring blocks are neighbours in memory: at most 1 MB.
   int64_t late_blocks() const {
     if (!packs_late()) return 0;
@@ -220,8 +221,8 @@ struct ConvPlan {
       if (threads <= 1 || ops < double(kSerialOps)) break;
       double best = 0;
       for (int64_t parts = 1; parts <= min_of(k_blocks, most_parts); parts++) {
-        // Rows that no tap reaches are soon written.
-        const int64_t tasks = max_of<int64_t>(1, units / row_phases * axis[1].phases_with_taps() * parts);
+        // Phases of rows have different numbers of taps: each should keep all threads busy.
+        const int64_t tasks = max_of<int64_t>(1, units / row_phases * parts);
         double share = double(tasks) / double(round_up(tasks, threads));
         share *= double(k_blocks) / double(parts * ceil_div(k_blocks, parts));
         if (share > best + 0.04) best = share, k_parts = parts;
