@@ -100,7 +100,7 @@ test-sanitize: test-pool $(SANITIZE)/stamp
 
 # With CFLAGS alone setuptools compiles C++ without instruments and the tests pass over everything: hence the nm.
 $(SANITIZE)/stamp: $(VENV)/stamp-test $(wildcard cnnkern/*.py cnnkern/*/*.py cnnkern/*/*/*.py)
-	CFLAGS='$(ASAN_FLAGS)' CXXFLAGS='$(ASAN_FLAGS)' LDFLAGS='-fsanitize=address,undefined' CNNKERN_REQUIRE_EXT=1 \
+	CFLAGS='$(ASAN_FLAGS)' CXXFLAGS='$(ASAN_FLAGS)' LDFLAGS='-fsanitize=address,undefined' CNNKERN_REQUIRE_EXT=1 CNNKERN_OPTIMIZE=-O1 \
 		$(BIN)/python setup.py --quiet build --build-lib $(SANITIZE)/lib --build-temp $(SANITIZE)/temp
 	nm -D $(SANITIZE)/lib/cnnkern/_cnnkern_core*.so | grep -q __asan_report
 	cd $(SANITIZE) && PYTHONPATH=lib $(abspath $(BIN))/python -c 'import cnnkern; assert "sanitize/lib" in cnnkern.__file__'

@@ -33,7 +33,8 @@ REQUIRE_EXT = os.environ.get("CNNKERN_REQUIRE_EXT") == "1"
 # No fast-math: at link time its start-up code flushes subnormals for the whole process. No link-time optimisation:
 # it could inline code of one instruction set into another.
 BASE_FLAGS = ["-O2", "-fno-lto", "-pthread"]
-KERNEL_FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-fno-trapping-math", "-fvisibility=hidden"]
+OPTIMIZE = os.environ.get("CNNKERN_OPTIMIZE", "-O3")
+KERNEL_FLAGS = [OPTIMIZE, "-fno-math-errno", "-ffp-contract=fast", "-fno-trapping-math", "-fvisibility=hidden"]
 X86 = ("x86_64", "AMD64")
 ARM = ("aarch64", "arm64")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
