@@ -45,16 +45,28 @@ static inline Vec<S> load_inside(const S* row, int64_t size, int64_t at) {
   for (int64_t i = -at; i < min_of<int64_t>(L, size - at); i++) lane[i] = widen(row[at + i]);
   return load(lane);
 }
-// Neighbouring elements from `first` on, zeros outside the row: `columns` even ones, then as many odd ones.
-template <class S>
-static inline void pack_even_odd(Wide<S>* to, const S* row, int64_t size, int64_t first, int64_t columns) {
+// v[0], v[1], ... of P * lanes consecutive values -> every P-th one from the first on, from the second on, ...
+template <class T, int P>
+static inline void split_phases(Vec<T> (&v)[P]) {
+  if constexpr (P == 2) {
+    const Pairs<T> pair = deinterleave<T>(v[0], v[1]);
+    v[0] = pair.first, v[1] = pair.second;
+  } else {
+    static_assert(P == 4, "phases of two or four");
+    const Pairs<T> low = deinterleave<T>(v[0], v[1]), high = deinterleave<T>(v[2], v[3]);
+    const Pairs<T> even = deinterleave<T>(low.first, high.first), odd = deinterleave<T>(low.second, high.second);
+    v[0] = even.first, v[1] = odd.first, v[2] = even.second, v[3] = odd.second;
+  }
+}
+// Neighbouring elements from `first` on, zeros outside the row, split into P phases of `columns`.
+template <int P, class S>
+static inline void pack_phases(Wide<S>* to, const S* row, int64_t size, int64_t first, int64_t columns) {
   constexpr int64_t L = kLanes<S>;
   for (int64_t i = 0; i < columns; i += L) {
-    const int count = int(min_of(L, columns - i));
-    const int64_t at = first + 2 * i;
-    const Pairs<Wide<S>> pair = deinterleave<Wide<S>>(load_inside(row, size, at), load_inside(row, size, at + L));
-    store_n(to + i, pair.first, count);
-    store_n(to + columns + i, pair.second, count);
+    Vec<S> v[P];
+    for (int j = 0; j < P; j++) v[j] = load_inside(row, size, first + P * i + j * L);
+    split_phases<Wide<S>, P>(v);
+    for (int j = 0; j < P; j++) store_n(to + j * columns + i, v[j], int(min_of(L, columns - i)));
   }
 }
 
@@ -63,7 +75,8 @@ template <class S>
 static void pack_row(Wide<S>* to, const StripShape& s, const S* from, int64_t stride, int64_t size, int64_t first,
                      int64_t step) {
   typedef Wide<S> T;
-  if (s.phases == 2 && step == 1 && stride == 1) return pack_even_odd(to, from, size, first, s.columns);
+  if (step == 1 && stride == 1 && s.phases == 2) return pack_phases<2>(to, from, size, first, s.columns);
+  if (step == 1 && stride == 1 && s.phases == 4) return pack_phases<4>(to, from, size, first, s.columns);
   for (int64_t phase = 0; phase < s.phases; phase++, to += s.columns) {
     const int64_t start = first + phase * step, advance = step * s.phases;
     const int64_t before = start >= 0 ? 0 : min_of(s.columns, ceil_div(-start, advance));
