@@ -84,7 +84,7 @@ stubs: $(VENV)/stamp-dev
 
 SANITIZE := build/sanitize
 ASAN_FLAGS := -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
-SANITIZE_TESTS := ops special_values memory properties plan_cache
+SANITIZE_TESTS := ops special_values memory properties plan_cache regressions
 CXX ?= g++
 
 # The second run proves that the stress notices a broken pool: there a chunk is claimed by a plain store.

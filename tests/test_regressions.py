@@ -10,6 +10,7 @@ from cnnkern import plan
 from cnnkern.backends import load
 from cnnkern.problem import parse
 from cnnkern.spec import Request
+from matrix import needs_native
 from scripts import output_of
 
 FAR = 2**29 - 2  # dilation and padding: the strip of a 4 x 4 image would have 2**60 pixels
@@ -41,6 +42,17 @@ def test_a_huge_stride_needs_no_huge_strip(stride: int) -> None:
     with ck.using(backend="reference"):
         for ours, theirs in zip(grads, ck.conv2d_backward(y, x, weight, stride=stride)):
             assert np.array_equal(ours, theirs)
+
+
+@needs_native
+def test_the_product_of_strides_is_never_computed() -> None:
+    """It leaves 64 bits; the matrix product asks whether all strides are one."""
+    x = np.arange(368, dtype=np.float32).reshape(1, 8, 1, 1, 46)
+    weight = np.ones((4, 8, 1, 1, 1), np.float32)
+    stride = (2**31 - 1, 2**31 - 1, 3)
+    with ck.using(kernel="cpp.gemm"):
+        y = ck.conv3d(x, weight, stride=stride)
+    assert np.array_equal(y, np.broadcast_to(x[..., ::3].sum(1, keepdims=True), (1, 4, 1, 1, 16)))
 
 
 def test_an_odd_number_of_sums_and_weights() -> None:

@@ -43,8 +43,8 @@ struct GemmPlan {
     chunk = chunk_channels(reduction, 1);
     panels = ceil_div(outputs, kTilePixels);
     // Planes at powers of two would fall on few sets of the cache.
-    near = pixels % lanes == 0 && pixels * int64_t(sizeof(T)) % 2048 != 0 &&
-           p.stride[0] * p.stride[1] * p.stride[2] == 1 && outputs <= min_of(kNearOutputs, 2 * reduction) &&
+    near = pixels % lanes == 0 && pixels * int64_t(sizeof(T)) % 2048 != 0 && p.stride[0] == 1 && p.stride[1] == 1 &&
+           p.stride[2] == 1 && outputs <= min_of(kNearOutputs, 2 * reduction) &&
            outputs * weight_pitch() * int64_t(sizeof(T)) <= kNearWeights;
     // With few output channels copying X takes a tenth of the time and more: then a strip leaves room in the
     // second-level cache for the next, which is fetched meanwhile.
@@ -93,12 +93,12 @@ struct GemmPlan {
 
 template <class T>
 struct GemmTileArgs {
-  const T* x;         // [r][2 * lanes]
+  const T* x;         // 2 * lanes pixels, or lanes of them, of each r
   int64_t x_step;     // elements between r
   int64_t reduction;  // of this chunk
   const T* weight;    // packed: [r][KR]; else KR rows of neighbouring r
   int64_t row;        // elements between rows
-  const char* ahead;  // what a later strip will read, one cache line per r; bytes between them
+  const char* ahead;  // what a later strip or tile will read, one cache line per r; bytes between them
   int64_t ahead_step;
   PixelOut<T> to;
 };

@@ -6,8 +6,8 @@
 // block of output channels, summed over the strip's pixels. Strips are added to a packed gradient in their order.
 //
 // Bound: multiply-adds, as forward. Deterministic: strips and the number of private gradient copies follow from the
-// shape and the ISA alone (as many copies as kCopyElements hold, so large gradients have one); copies are added in
-// index order. Threads share out copies and, where those are few, blocks of output channels.
+// shape and the ISA alone (as many copies as kCopyElements hold, a power of two; large gradients have one); copies are
+// added in index order. Threads share out copies and, where those are few, blocks of output channels.
 //
 // Stored zeros of the padding times a non-finite gy would be NaN: such a call is computed tap by tap (safe_rows).
 //

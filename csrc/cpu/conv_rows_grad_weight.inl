@@ -2,10 +2,10 @@
 //     gw[k, c, tap] = sum over images and rows of gy[n, k, row] . x[n, c, the row's pixels under the tap].
 //
 // A tile is kDotRows output channels times up to kDotColumns pairs of (channel, tap), each with a vector of partial
-// sums, which are added up once per unit of about kDotPixels outputs. Nothing is transposed: gy is read where it lies,
-// x too where no tap reaches into padding and outputs are as close as inputs; otherwise x is copied row by row, its
-// column phases apart. conv_grad_weight.inl transposes both, a fifth of the time of a 1x1 layer and half of that of a
-// first layer.
+// sums, which are added up once per unit of about kDotPixels outputs. In NCHW nothing is transposed: gy is read where
+// it lies unless very many pairs load it (kDotCopies), x too where no tap reaches into padding and outputs are as close
+// as inputs; else they are copied row by row, the column phases of x apart. conv_grad_weight.inl transposes both, a
+// fifth of the time of a 1x1 layer.
 //
 // Measured on one core of a 262 GFLOP/s Zen 5: 1x1 with 784 outputs and more 180-225 GFLOP/s, 14x14 of 8 images
 // 165-200, first layers 150-195.
@@ -24,8 +24,8 @@ constexpr int kDotColumns = 6;
 constexpr int kDotSums = 8;  // sums of a row of the tile, those beyond kDotColumns empty
 constexpr int64_t kDotPixels = 1024;
 constexpr int64_t kDotStrip = int64_t(2) << 20;  // bytes of copied x: each line serves all output channels once
-// NumPy's arrays begin 16 bytes behind a cache line, and a load across lines takes two turns: an operand that is loaded
-// for this many of the other's channels or pairs is copied first. On 1x1 layers 6 to 15 % faster.
+// NumPy's arrays begin 16 bytes behind a cache line, and a load across lines takes two turns: gy is copied first where
+// this many pairs, and twice as many as it has channels, load it. On 1x1 layers 6 to 15 % faster.
 constexpr int64_t kDotCopies = 128;
 
 template <class T>
@@ -185,7 +185,7 @@ struct RowsGradPlan : ConvPlan<T> {
     const int64_t tasks = copies * groups;
     if (tasks % threads == 0 || tasks >= 8 * threads) return;
     const int64_t wanted = ceil_div(2 * threads, tasks);
-    c_parts = max_of<int64_t>(1, min_of(wanted, in_channels * taps / (2 * kDotColumns)));
+    c_parts = max_of<int64_t>(1, min_of(wanted, min_of(in_channels, in_channels * taps / (2 * kDotColumns))));
     k_parts = max_of<int64_t>(1, min_of(ceil_div(wanted, c_parts), out_channels / (2 * kDotRows)));
   }
 };
