@@ -98,10 +98,11 @@ test-sanitize: test-pool $(SANITIZE)/stamp
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 		$(BIN)/pytest $(addprefix tests/test_,$(SANITIZE_TESTS:=.py)) $(ARGS)
 
+# -O1 takes a quarter of the time; without the other flag GCC does not fuse products and sums.
 # With CFLAGS alone setuptools compiles C++ without instruments and the tests pass over everything: hence the nm.
 $(SANITIZE)/stamp: $(VENV)/stamp-test $(wildcard cnnkern/*.py cnnkern/*/*.py cnnkern/*/*/*.py)
-	CFLAGS='$(ASAN_FLAGS)' CXXFLAGS='$(ASAN_FLAGS)' LDFLAGS='-fsanitize=address,undefined' CNNKERN_REQUIRE_EXT=1 CNNKERN_OPTIMIZE=-O1 \
-		$(BIN)/python setup.py --quiet build --build-lib $(SANITIZE)/lib --build-temp $(SANITIZE)/temp
+	CFLAGS='$(ASAN_FLAGS)' CXXFLAGS='$(ASAN_FLAGS)' LDFLAGS='-fsanitize=address,undefined' CNNKERN_REQUIRE_EXT=1 \
+	CNNKERN_OPTIMIZE='-O1 -fexpensive-optimizations' $(BIN)/python setup.py --quiet build --build-lib $(SANITIZE)/lib --build-temp $(SANITIZE)/temp
 	nm -D $(SANITIZE)/lib/cnnkern/_cnnkern_core*.so | grep -q __asan_report
 	cd $(SANITIZE) && PYTHONPATH=lib $(abspath $(BIN))/python -c 'import cnnkern; assert "sanitize/lib" in cnnkern.__file__'
 	@touch $@

@@ -29,12 +29,12 @@ from distutils.sysconfig import customize_compiler  # isort: skip
 
 MODULE = "cnnkern._cnnkern_core"
 REQUIRE_EXT = os.environ.get("CNNKERN_REQUIRE_EXT") == "1"
+OPTIMIZE = os.environ.get("CNNKERN_OPTIMIZE", "").split()
 
 # No fast-math: at link time its start-up code flushes subnormals for the whole process. No link-time optimisation:
 # it could inline code of one instruction set into another.
 BASE_FLAGS = ["-O2", "-fno-lto", "-pthread"]
-OPTIMIZE = os.environ.get("CNNKERN_OPTIMIZE", "-O3")
-KERNEL_FLAGS = [OPTIMIZE, "-fno-math-errno", "-ffp-contract=fast", "-fno-trapping-math", "-fvisibility=hidden"]
+KERNEL_FLAGS = ["-O3", "-fno-math-errno", "-ffp-contract=fast", "-fno-trapping-math", "-fvisibility=hidden"]
 X86 = ("x86_64", "AMD64")
 ARM = ("aarch64", "arm64")
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mf16c", "-mprefer-vector-width=512"]
@@ -64,7 +64,7 @@ def isa_of(source: str) -> str | None:
 def flags_of(source: str) -> list[str]:
     """What this file is compiled with beyond BASE_FLAGS."""
     isa = isa_of(source)
-    kernel = KERNEL_FLAGS if Path(source).parent.name == "cpu" else []
+    kernel = [*KERNEL_FLAGS, *OPTIMIZE] if Path(source).parent.name == "cpu" else []
     return [*kernel, *(ISAS[isa][1] if isa else [])]
 
 
@@ -121,7 +121,7 @@ class BuildExt(build_ext):
             self.warn(f"{ext.name} was not built, slower kernels will be used: {error}")
         else:
             program, *inherited = self.compiler.compiler_so_cxx
-            flags = {"all": [*inherited, *ext.extra_compile_args], "kernels": KERNEL_FLAGS}
+            flags = {"all": [*inherited, *ext.extra_compile_args], "kernels": [*KERNEL_FLAGS, *OPTIMIZE]}
             flags |= {isa: ISAS[isa][1] for isa in map(isa_of, ext.sources) if isa}
             self.info |= {"built": True, "compiler": compiler_version(program)}
             self.info["flags"] = {name: " ".join(words) for name, words in flags.items()}
