@@ -380,9 +380,8 @@ def _grad_weight_winograd(forms: tuple[_Form, ...], m: _Machine, w: _Walk) -> fl
     return back + _grad_weight(m, w, w.groups * form.tiles(w) * (products + transforms) / _WINOGRAD_REACHED)
 
 
-_DOT_COLUMNS = (
-    6  # pairs of channel and tap in a tile (csrc/cpu/conv_rows_grad_weight.inl), times 4 or 2 output channels
-)
+# csrc/cpu/conv_rows_grad_weight.inl: pairs of channel and tap in a tile, times 4 or 2 output channels.
+_DOT_COLUMNS = 6
 _DOT_ROW = 24  # instructions beside the products for each row of outputs, pointers and a last vector
 _DOT_UNIT = 90  # for each unit, to add up lanes
 _DOT_PIXELS = 1024  # outputs of a unit

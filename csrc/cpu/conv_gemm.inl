@@ -5,8 +5,8 @@
 // being broadcast, need no transposition either. A task is a strip of pixels (of several images where those are small)
 // and a range of output channels: it copies its X into the second-level cache, [tile][r][2 vectors], then sweeps it
 // with a register tile of up to kTilePixels output channels times two vectors, weights of a chunk of r in the first
-// level. Where all weights stay in the second-level cache and images are whole vectors, X is read where it lies
-// instead, tile by tile, while the next tile is fetched.
+// level. Where outputs are few, all weights stay in the second-level cache and images are whole vectors, X is read
+// where it lies instead, tile by tile, while the next tile is fetched.
 //
 // Bound: multiply-adds; kTilePixels + 2 loads for 2 * kTilePixels of them.
 //
@@ -230,7 +230,7 @@ class GemmWalk {
   struct alignas(64) Lane {  // x, sums and weights follow
     int64_t unit;            // whose pixels are copied, or the group whose weights; -1: none
   };
-  // The pixels of a strip: elements between r, and between pixels of neighbouring tiles in units of a tile's width.
+  // The pixels of a strip: elements between r, and elements per pixel from one tile to another (0: a single tile).
   struct Pixels {
     const T* data;
     int64_t step, tile_step;
